@@ -1,0 +1,1 @@
+"""Runs on disk: saving, verifying and restoring state and data position."""

@@ -1,0 +1,1 @@
+"""Offline: text -> shards; plain Python, no JAX."""

@@ -1,0 +1,1 @@
+"""Online: files -> batches, in an order that is arithmetic."""

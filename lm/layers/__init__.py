@@ -1,0 +1,1 @@
+"""Flax modules and their configs; they name logical axes and know no mesh."""

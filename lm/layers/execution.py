@@ -1,0 +1,27 @@
+"""How a model is computed, apart from what it computes; may change at any resume."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax.numpy as jnp
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """Dtype of compute, recomputation and kernels."""
+
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Dtype of activations and of the weights as they are gathered; master weights are float32."""
+    reduce_dtype: Literal["float32", "bfloat16"] | None = None
+    """Dtype in which gradients travel between devices; None: the compute dtype."""
+    remat: Literal["nothing", "block", "projections"] = "nothing"
+    """What the backward pass recomputes: nothing, whole blocks, or all but the projections."""
+    attention: Literal["auto", "xla", "cudnn"] = "auto"
+    """The attention kernel; auto takes the fastest that can express the mask."""
+    scan: Literal["auto", "scan", "unroll"] = "auto"
+    """Compile one period of blocks and loop over it, or all of them; auto scans 8 periods or more.
+    The parameters are the same in both."""
+    loss_chunk_gib: float = 0.25
+    """Logits are held in pieces of at most this size."""

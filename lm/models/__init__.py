@@ -1,0 +1,1 @@
+"""Architectures: configs that build a Model, and the families made of them."""

@@ -1,0 +1,1 @@
+"""Optimizers and schedules: configs that build Optax transformations."""

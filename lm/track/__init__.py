@@ -1,0 +1,1 @@
+"""Where metrics go: console, metrics.jsonl, TensorBoard, the report."""

@@ -1,0 +1,1 @@
+"""The step, the program a run compiles, and the loop."""
