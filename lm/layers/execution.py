@@ -18,10 +18,12 @@ class Execution:
     """Dtype in which gradients travel between devices; None: the compute dtype."""
     remat: Literal["nothing", "block", "projections"] = "nothing"
     """What the backward pass recomputes: nothing, whole blocks, or all but the projections."""
-    attention: Literal["auto", "xla", "cudnn"] = "auto"
-    """The attention kernel; auto takes the fastest that can express the mask."""
+    attention_kernel: Literal["auto", "whole", "blocked"] = "auto"
+    """How attention is computed; auto: whole scores for short rows, query blocks for long ones."""
     scan: Literal["auto", "scan", "unroll"] = "auto"
     """Compile one period of blocks and loop over it, or all of them; auto scans 8 periods or more.
     The parameters are the same in both."""
-    loss_chunk_gib: float = 0.25
-    """Logits are held in pieces of at most this size."""
+
+
+PROJECTION = "projection"
+"""Checkpoint name of what a block's inward products give: q, k, v, gate and up."""
