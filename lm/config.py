@@ -27,6 +27,8 @@ def to_plain(value: object) -> Plain:
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         plain = {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        if "kind" in plain:
+            raise TypeError(f"{type(value).__name__}.kind: JSON needs this name for the class.")
         return {"kind": type(value).__name__, **plain}
     if isinstance(value, (tuple, list)):
         return [to_plain(item) for item in cast("list[object]", value)]
