@@ -237,7 +237,8 @@ class _Live:
         c, described = self.config, {}
         tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
         stream = jax.ShapeDtypeStruct((1, 2, c.width), jnp.float32)
-        for i, (stack, period) in enumerate(zip(c.stacks, self.periods, strict=True)):
+        for i, stack in enumerate(c.stacks):
+            period = stack.period(Execution(), Placement())
 
             def described_by(x: Array, at: Array, period: Any = period) -> Any:
                 context = self._context(Where(at, at), jnp.zeros(1, jnp.int32), None)
