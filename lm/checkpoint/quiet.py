@@ -1,0 +1,40 @@
+"""What Orbax leaves behind when an operation fails, kept from the user's terminal.
+
+A failure reaches its caller as an exception, of which we make one ``CheckpointError``.  Besides,
+Orbax logs it with a traceback, and abandons the reads and writes that were still under way: each
+of them then reports itself, pages long, as an exception that nobody could catch.
+"""
+
+import logging
+import sys
+from typing import Any
+
+from absl import logging as absl_logging
+
+
+def hush_orbax() -> None:
+    """Drop Orbax's logs and its abandoned tasks' last words; anything else goes its way."""
+    log = absl_logging.get_absl_logger()
+    if _not_orbax not in log.filters:
+        log.addFilter(_not_orbax)
+    if not isinstance(sys.unraisablehook, _Hook):
+        sys.unraisablehook = _Hook(sys.unraisablehook)
+
+
+def _not_orbax(entry: logging.LogRecord) -> bool:
+    return "orbax" not in entry.pathname
+
+
+class _Hook:
+    """``sys.unraisablehook`` with an ear for what is not worth telling."""
+
+    def __init__(self, before: Any) -> None:
+        self._before = before
+
+    def __call__(self, unraisable: Any) -> None:
+        code = getattr(unraisable.object, "cr_code", None)
+        abandoned = "orbax" in getattr(code, "co_filename", "")
+        # The native threads of TensorStore answer to an event loop that Orbax closed.
+        late = isinstance(unraisable.exc_value, RuntimeError) and unraisable.object is None
+        if not abandoned and not (late and str(unraisable.exc_value) == "Event loop is closed"):
+            self._before(unraisable)

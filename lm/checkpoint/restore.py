@@ -1,0 +1,281 @@
+"""Reading checkpoints back, and making sure that what was read is what was saved."""
+
+import errno
+import itertools
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+from jaxtyping import Array
+
+from lm.checkpoint.integrity import (
+    Digests,
+    damaged_files,
+    read_digests,
+    read_sums,
+    start_sums,
+)
+from lm.checkpoint.layout import (
+    DAMAGED,
+    DATA,
+    STATE,
+    is_whole,
+    load_json,
+    steps,
+    unfinished,
+)
+from lm.checkpoint.leaves import Tree, as_stored, differences, from_stored, named_leaves
+from lm.checkpoint.quiet import hush_orbax
+from lm.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+_NOT_DAMAGE = {errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE}
+_NOT_DAMAGE_WORDS = ("PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED")
+
+
+class DamagedError(CheckpointError):
+    """A whole checkpoint whose content is not what was saved."""
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A state as it was saved, with what stands beside it."""
+
+    folder: Path
+    step: int
+    state: Tree
+    data: dict[str, Any]
+    """The data position: what ``save`` was given as ``data``."""
+    messages: tuple[str, ...] = ()
+    """What the user should know: checkpoints that were passed over, and why."""
+
+
+def restore(step: Path, abstract: Tree) -> Restored:
+    """The state and data position of one whole checkpoint.
+
+    Args:
+        step: a STEP folder.
+        abstract: the state by shapes: leaves with ``shape``, ``dtype`` and ``sharding``; on any
+            mesh, whatever the state was saved from.
+
+    Raises:
+        DamagedError: a leaf or file is not what was saved; the message names it.
+        CheckpointError: a leaf of another shape or dtype, too many or too few; nothing is cast.
+    """
+    hush_orbax()
+    digests = _digests(step)
+    wanted = named_leaves(abstract)
+    _refuse_differences(step, differences(digests.leaves, wanted))
+    leaves = _read(step, digests, wanted)
+    data = load_json(step, DATA)
+    return Restored(step, digests.step, _like(abstract, wanted, leaves), data)
+
+
+def restore_params(step: Path, abstract: Tree, part: str = "trainable") -> Tree:
+    """One part of a checkpoint's state, without reading the rest (the optimizer).
+
+    Args:
+        step: a STEP folder.
+        abstract: the part by shapes, as for ``restore``.
+        part: its name in the state.
+
+    Raises:
+        CheckpointError: as ``restore``.
+    """
+    hush_orbax()
+    digests = _digests(step)
+    wanted = {f"{part}.{name}": leaf for name, leaf in named_leaves(abstract).items()}
+    stored = {name: leaf for name, leaf in digests.leaves.items() if name.startswith(part + ".")}
+    _refuse_differences(step, differences(stored, wanted))
+    return _like(abstract, wanted, _read(step, digests, wanted))
+
+
+def restore_newest(run: Path, abstract: Tree) -> Restored | None:
+    """The newest checkpoint of a run that is what was saved; None where none was ever finished.
+
+    A damaged one is renamed to ``STEP.damaged``, and the one before it is tried.
+
+    Raises:
+        CheckpointError: every checkpoint is damaged, or they belong to another model.
+    """
+    found = steps(run)
+    messages = [
+        f"{folder}: not a whole checkpoint (never finished, or its digests cannot be read); "
+        "passed over."
+        for folder in unfinished(run)
+        if not found or int(folder.name) > int(found[-1].name)
+    ]
+    damaged: list[str] = []
+    for step in reversed(found):
+        try:
+            restored = restore(step, abstract)
+        except DamagedError as error:
+            damaged.append(f"{error} {_set_aside(step)}")
+            logger.warning("%s", damaged[-1])
+            continue
+        told = tuple(messages + damaged)
+        return Restored(restored.folder, restored.step, restored.state, restored.data, told)
+    if damaged:
+        raise CheckpointError(
+            f"{run}: none of its {len(damaged)} checkpoints is what was saved. "
+            + " ".join(damaged)
+            + " Restore the folder from a copy, or start again with --restart."
+        )
+    return None
+
+
+def verify(step: Path) -> list[str]:
+    """What of a whole checkpoint is not what was saved, a line for each; empty if all is well.
+
+    It needs no model, and holds one leaf at a time, on the first device.
+
+    Raises:
+        CheckpointError: not a whole checkpoint, or one that may not be read.
+    """
+    hush_orbax()
+    digests = _digests(step)
+    problems = [f"file {name}" for name in damaged_files(step, digests)]
+    try:
+        described = dict(_handler().metadata(epath.Path(step / STATE)).tree)
+    except Exception as error:
+        _refuse_unless_damage(step, error)
+        return [*problems, f"its state ({_first_line(error)})"]
+    for name, digest in digests.leaves.items():
+        try:
+            leaf = described[name]
+            stored = as_stored(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
+            sums = read_sums(start_sums(_read_arrays(step, {name: stored})))
+        except Exception as error:
+            _refuse_unless_damage(step, error)
+            sums = {}
+        if sums.get(name) != digest.sum:
+            problems.append(f"leaf {name}")
+    return problems
+
+
+def _digests(step: Path) -> Digests:
+    if not is_whole(step):
+        raise CheckpointError(
+            f"{step}: not a whole checkpoint. Use one of the steps that the run lists."
+        )
+    return read_digests(step)
+
+
+def _refuse_differences(step: Path, lines: list[str]) -> None:
+    if not lines:
+        return
+    more = f"; and {len(lines) - 8} more" if len(lines) > 8 else ""
+    raise CheckpointError(
+        f"{step}: not a state of this experiment: {'; '.join(lines[:8])}{more}. Use the "
+        "experiment that is saved beside it (experiment.json), another --name, or --restart."
+    )
+
+
+def _read(step: Path, digests: Digests, wanted: Mapping[str, Any]) -> dict[str, Array]:
+    """Read the wanted leaves and compare them, and all small files, with their digests."""
+    problems = [f"file {name}" for name in damaged_files(step, digests)]
+    stored = {name: as_stored(leaf) for name, leaf in wanted.items()}
+    leaves: dict[str, Array] = {}
+    readable = True
+    try:
+        leaves = _read_arrays(step, stored)
+    except Exception as error:
+        _refuse_unless_damage(step, error)
+        readable = False
+        problems += _unreadable(step, stored) or [f"its state ({_first_line(error)})"]
+    if _everywhere(readable):  # for all processes take part in the sums, or none
+        sums = read_sums(start_sums(leaves))
+        problems += [f"leaf {name}" for name in sums if sums[name] != digests.leaves[name].sum]
+    if not _everywhere(not problems):
+        named = ", ".join(problems[:8]) or "what another process read"
+        more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
+        raise DamagedError(f"{step}: damaged; not what was saved: {named}{more}.")
+    return leaves
+
+
+def _read_arrays(step: Path, stored: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Array]:
+    """The arrays of these leaves, placed as described."""
+    if not stored:
+        return {}
+    wanted = {
+        name: ocp.ArrayRestoreArgs(
+            sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype
+        )
+        for name, leaf in stored.items()
+    }
+    arguments = ocp.args.PyTreeRestore(dict(stored), restore_args=wanted, partial_restore=True)
+    return _handler().restore(epath.Path(step / STATE), args=arguments)
+
+
+def _handler() -> ocp.PyTreeCheckpointHandler:
+    # The handler itself rather than a Checkpointer, which would meet at a barrier in the middle
+    # of a restore, where a process that failed never comes.
+    return ocp.PyTreeCheckpointHandler()
+
+
+def _unreadable(step: Path, stored: Mapping[str, jax.ShapeDtypeStruct]) -> list[str]:
+    """The leaves that cannot be read even alone."""
+    problems: list[str] = []
+    for name, leaf in stored.items():
+        try:
+            jax.block_until_ready(_read_arrays(step, {name: leaf}))
+        except Exception:
+            problems.append(f"leaf {name}")
+    # Where none can be read, it is not the leaves that are at fault.
+    return problems if len(problems) < len(stored) else []
+
+
+def _refuse_unless_damage(step: Path, error: Exception) -> None:
+    """Raise what says nothing about the checkpoint: no permission, no memory, a lost mount."""
+    text = str(error)
+    if isinstance(error, (MemoryError, jax.errors.JaxRuntimeError)):
+        raise error
+    blocked = isinstance(error, OSError) and error.errno in _NOT_DAMAGE
+    if blocked or any(word in text for word in _NOT_DAMAGE_WORDS):
+        raise CheckpointError(
+            f"{step}: cannot be read ({_first_line(error)}). Look to its permissions and its "
+            "storage, and try again."
+        ) from error
+
+
+def _like(abstract: Tree, wanted: Mapping[str, Any], leaves: Mapping[str, Array]) -> Tree:
+    """The tree of the leaves that were read, in the order of ``named_leaves``."""
+    made = [from_stored(leaf, leaves[name]) for name, leaf in wanted.items()]
+    return jax.tree.unflatten(jax.tree.structure(abstract), made)
+
+
+def _set_aside(step: Path) -> str:
+    """Rename a damaged checkpoint, so that it is never listed again; says what was done."""
+    aside = step.with_name(step.name + DAMAGED)
+    if jax.process_index() == 0:
+        try:
+            for number in itertools.count(2):
+                if not aside.exists():
+                    break
+                aside = step.with_name(f"{step.name}{DAMAGED}-{number}")
+            step.rename(aside)
+        except OSError as error:
+            return f"It stays where it is, for it cannot be renamed ({error.strerror})."
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"set aside {step.name}")
+    return f"It was set aside as {aside.name}."
+
+
+def _everywhere(fine: bool) -> bool:  # noqa: FBT001 - an answer, not an option
+    """Whether it is so on every process."""
+    if jax.process_count() == 1:
+        return fine
+    return bool(np.all(multihost_utils.process_allgather(np.asarray(fine))))
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
