@@ -77,19 +77,16 @@ class Blend:
 
     def __init__(self, sources: Sequence[Source], weights: Sequence[float]):
         self.sources = tuple(sources)
+        self._lengths = np.array([len(source) for source in sources])
         self._tree = _halve(whole_shares(weights))
 
     def locate(self, numbers: Int[np.ndarray, " n"], seed: int) -> Samples:
         """Where samples number ``numbers`` of the order ``seed`` come from."""
         source, ordinal = np.zeros_like(numbers), np.zeros_like(numbers)
         _descend(self._tree, numbers, np.arange(numbers.size), (source, ordinal))
-        epoch, window = np.zeros_like(numbers), np.zeros_like(numbers)
-        for i, opened in enumerate(self.sources):
-            mine = np.flatnonzero(source == i)
-            if mine.size:
-                epoch[mine], place = np.divmod(ordinal[mine], len(opened))
-                key = key_of(seed, source[mine], epoch[mine])
-                window[mine] = permute(place, len(opened), key)
+        length = self._lengths[source]
+        epoch, place = np.divmod(ordinal, length)
+        window = permute(place, length, key_of(seed, source, epoch))
         return Samples(source, epoch, window)
 
     def read(self, samples: Samples) -> tuple[Int32[np.ndarray, "n W"], Int32[np.ndarray, "n W"]]:

@@ -8,13 +8,13 @@ the finaliser of SplitMix64 (Steele et al. 2014); an affine map would be cheaper
 stride shows in the loss.
 """
 
-import math
-
 import numpy as np
 from jaxtyping import Int, Integer, UInt64
 
 ROUNDS = 4
+_ONE = np.uint64(1)
 _STEP = np.uint64(0x9E3779B97F4A7C15)
+_KEYS = np.arange(1, 2 * ROUNDS + 1, dtype=np.uint64) * _STEP
 
 
 def mix(value: UInt64[np.ndarray, "*shape"]) -> UInt64[np.ndarray, "*shape"]:
@@ -30,29 +30,32 @@ def key_of(
     """The key of an epoch of a source."""
     key = np.full(source.shape, seed % 2**64, np.uint64)
     for part in (source, epoch):
-        key = mix(key + _STEP) ^ mix(part.astype(np.uint64) * _STEP + np.uint64(1))
+        key = mix(key + _STEP) ^ mix(part.astype(np.uint64) * _STEP + _ONE)
     return mix(key)
 
 
 def permute(
-    index: Integer[np.ndarray, " n"], length: int, key: UInt64[np.ndarray, " n"]
+    index: Integer[np.ndarray, " n"],
+    length: int | Integer[np.ndarray, " n"],
+    key: UInt64[np.ndarray, " n"],
 ) -> Int[np.ndarray, " n"]:
-    """Where each index in ``range(length)`` goes under the permutation of its key."""
-    a = math.isqrt(max(length - 1, 0)) + 1
-    b = -(-length // a)  # a * b is at least the length, and less than a above it
+    """Where each index below ``length`` goes under the permutation of its key.
+
+    Lengths go up to 2**52; each index may have its own, so that all rows of a batch are one call.
+    """
+    length = np.broadcast_to(np.asarray(length, np.uint64), index.shape)
+    a = np.ceil(np.sqrt(length.astype(np.float64))).astype(np.uint64)
+    b = (length + a - _ONE) // a  # a * b is at least the length, and hardly above it
     out = _shuffle(index.astype(np.uint64), a, b, key)
-    while (outside := out >= length).any():
-        out[outside] = _shuffle(out[outside], a, b, key[outside])
+    while (outside := np.flatnonzero(out >= length)).size:
+        out[outside] = _shuffle(out[outside], a[outside], b[outside], key[outside])
     return out.astype(np.int64)
 
 
-def _shuffle(value: np.ndarray, a: int, b: int, key: np.ndarray) -> np.ndarray:
-    """A bijection of range(a * b)."""
-    A, B = np.uint64(a), np.uint64(b)
-    left, right = np.divmod(value, B)
-    for _ in range(ROUNDS):
-        key = mix(key + _STEP)
-        left = (left + mix(key ^ right) % A) % A
-        key = mix(key + _STEP)
-        right = (right + mix(key ^ left) % B) % B
-    return left * B + right
+def _shuffle(value: np.ndarray, a: np.ndarray, b: np.ndarray, key: np.ndarray) -> np.ndarray:
+    """A bijection of range(a * b); a hash loses its last bit so that no sum can wrap."""
+    left, right = np.divmod(value, b)
+    for turn in range(0, 2 * ROUNDS, 2):
+        left = (left + (mix((key + _KEYS[turn]) ^ right) >> _ONE)) % a
+        right = (right + (mix((key + _KEYS[turn + 1]) ^ left) >> _ONE)) % b
+    return left * b + right

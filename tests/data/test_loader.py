@@ -1,3 +1,4 @@
+import itertools
 import threading
 import time
 from dataclasses import dataclass, replace
@@ -7,7 +8,7 @@ import pytest
 
 from lm.batch import Batch, Example
 from lm.data.loader import Loader
-from lm.data.mixture import Mixture, Weighted
+from lm.data.mixture import Blend, Mixture, Weighted
 from lm.data.shards import Shards
 from lm.data.synthetic import Synthetic
 from lm.errors import ConfigError, CorpusError
@@ -272,11 +273,10 @@ class Broken:
 
 @pytest.mark.parametrize("threads", [0, 2])
 def test_an_error_while_reading_arrives_with_its_message_and_ends_the_stream(loader, threads):
-    blend = loader.blend
-    blend.sources = (Broken(), *blend.sources[1:])
-    stream = loader.stream(threads=threads)
+    broken = replace(loader, blend=Blend([Broken()], [1.0]))
+    stream = broken.stream(threads=threads)
     with pytest.raises(CorpusError, match="window 500 cannot be read"):
-        list(stream)
+        list(itertools.islice(stream, 1000))
     with pytest.raises(ValueError, match="closed"):
         next(stream)
 
