@@ -70,8 +70,9 @@ def _diff(old: Plain, new: Plain, where: str) -> Iterator[tuple[str, Plain, Plai
             for i, (x, y) in enumerate(zip(xs, ys, strict=True)):
                 yield from _diff(x, y, f"{where}[{i}]")
             return
-    if old != new or type(old) is not type(new) and {type(old), type(new)} != {int, float}:
-        yield where, old, new
+    kinds: set[type[Any]] = {type(cast(Any, old)), type(cast(Any, new))}
+    if cast(Any, old) != cast(Any, new) or (len(kinds) > 1 and kinds != {int, float}):
+        yield where, cast(Any, old), cast(Any, new)
 
 
 def _read(kind: Any, plain: Plain, where: str) -> object:
@@ -83,7 +84,8 @@ def _read(kind: Any, plain: Plain, where: str) -> object:
     if origin is Literal:
         if plain not in arguments:
             raise ConfigError(
-                f"{where}: {plain!r} is not a choice. {did_you_mean(str(plain), map(str, arguments))}"
+                f"{where}: {plain!r} is not a choice. "
+                f"{did_you_mean(str(plain), map(str, arguments))}"
                 f"Choose from: {', '.join(map(repr, arguments))}."
             )
         return plain
@@ -99,7 +101,8 @@ def _read_union(choices: tuple[Any, ...], plain: Plain, where: str) -> object:
         return None
     if isinstance(plain, dict) and "kind" in plain:
         name = cast("dict[str, Plain]", plain)["kind"]
-        kinds = {c.__name__: c for c in choices if dataclasses.is_dataclass(c)}
+        classes = [c for c in choices if isinstance(c, type) and dataclasses.is_dataclass(c)]
+        kinds: dict[str, Any] = {c.__name__: c for c in classes}
         if name not in kinds:
             raise ConfigError(
                 f"{where}: kind {name!r} is not on the menu here. {did_you_mean(name, kinds)}"
@@ -162,10 +165,11 @@ def _read_container(origin: Any, arguments: tuple[Any, ...], plain: Plain, where
             kinds = list(arguments)
         else:
             raise ConfigError(f"{where}: expected {len(arguments)} values, found {len(items)}.")
-        return origin(
+        read = [
             _read(k, item, f"{where}[{i}]")
             for i, (k, item) in enumerate(zip(kinds, items, strict=True))
-        )
+        ]
+        return read if origin is list else tuple(read)
     if not isinstance(plain, dict):
         raise ConfigError(f"{where}: expected a mapping, found {plain!r}.")
     entries = cast("dict[str, Plain]", plain).items()

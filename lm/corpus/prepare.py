@@ -33,10 +33,11 @@ class TrainTokenizer:
     """Ids in all; bytes and characters know theirs."""
 
     def __post_init__(self):
-        if self.algorithm not in get_args(Kind):
+        known: tuple[str, ...] = get_args(Kind)
+        if self.algorithm not in known:
             raise ConfigError(
-                f"algorithm: {self.algorithm!r} is no tokenizer. {did_you_mean(self.algorithm, get_args(Kind))}"
-                f"Choose from: {', '.join(get_args(Kind))}."
+                f"algorithm: {self.algorithm!r} is no tokenizer. "
+                f"{did_you_mean(self.algorithm, known)}Choose from: {', '.join(known)}."
             )
         if self.vocab_size is None and self.algorithm in ("sentencepiece", "bpe"):
             raise ConfigError(f"vocab_size: {self.algorithm} needs one, for instance 8192.")

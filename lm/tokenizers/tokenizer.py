@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -18,6 +18,7 @@ class Special:
     unknown: int | None = None
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """Text to ids and back.  ``encode`` adds no special token; documents get theirs when stored."""
 
