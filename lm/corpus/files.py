@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal, cast
+from typing import Literal
 
 import zstandard
 
@@ -127,7 +127,7 @@ def _missing(path: Path) -> CorpusError:
 
 
 @contextlib.contextmanager
-def open_bytes(path: Path) -> Generator[BinaryIO]:
+def open_bytes(path: Path) -> Generator[io.BufferedIOBase]:
     """The bytes of a file, unpacked as they are read.
 
     Raises:
@@ -147,18 +147,18 @@ def open_bytes(path: Path) -> Generator[BinaryIO]:
         ) from error
 
 
-def _unpack(file: BinaryIO, path: Path) -> BinaryIO:
+def _unpack(file: io.BufferedReader, path: Path) -> io.BufferedIOBase:
     if path.suffix == ".gz":
-        return cast(BinaryIO, gzip.GzipFile(fileobj=file, mode="rb"))
+        return gzip.GzipFile(fileobj=file, mode="rb")
     if path.suffix == ".zst":
-        return cast(BinaryIO, io.BufferedReader(_Zstd(file), _BLOCK))
+        return io.BufferedReader(_Zstd(file), _BLOCK)
     return file
 
 
 class _Zstd(io.RawIOBase):
     """Zstandard frames; zstandard's own reader takes a file that is cut short for a whole one."""
 
-    def __init__(self, file: BinaryIO):
+    def __init__(self, file: io.BufferedReader):
         self._file = file
         self._frame: zstandard.ZstdDecompressionObj | None = None
         self._ready = b""
