@@ -1,7 +1,7 @@
 """The contract of an optimizer: a config that builds an Optax transformation."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import optax
 
@@ -9,6 +9,7 @@ Leaves = Mapping[str, Any]
 """A tree like the parameters with an ``lm.batch.Leaf`` in the place of each array."""
 
 
+@runtime_checkable
 class Optimizer(Protocol):
     """What every optimizer config of this package offers."""
 
