@@ -1,10 +1,8 @@
 """All trackers together, as a run uses them."""
 
 import io
-import struct
 
 import pytest
-from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from lm.config import from_plain, to_plain
 from lm.errors import ResourceError
@@ -24,30 +22,11 @@ def track(run, steps, *, restored_step, config=ALL):
     return stream.getvalue()
 
 
-def scalars(folder) -> dict[str, list[tuple[int, float]]]:
-    """What TensorBoard shows: the events of all files but those that a later start purges."""
-    found: dict[str, dict[int, float]] = {}
-    for file in sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns):
-        data, at = file.read_bytes(), 0
-        while at < len(data):
-            (size,) = struct.unpack_from("<Q", data, at)  # then its checksum, event, checksum
-            event = Event.FromString(data[at + 12 : at + 12 + size])
-            at += size + 16
-            if event.session_log.status == SessionLog.START:
-                for values in found.values():
-                    for step in [s for s in values if s >= event.step]:
-                        del values[step]
-            for value in event.summary.value:
-                found.setdefault(value.tag, {})[event.step] = value.simple_value
-    return {tag: sorted(values.items()) for tag, values in found.items()}
-
-
 def test_every_tracker_gets_every_step_and_a_resumed_run_has_no_step_twice(tmp_path):
     assert "step 1/100" in track(tmp_path, range(1, 8), restored_step=0)
     track(tmp_path, range(6, 10), restored_step=5)
     assert [entry["step"] for entry in read(tmp_path / "metrics.jsonl")] == list(range(1, 10))
-    expected = {"train/loss": [(n, float(n)) for n in range(1, 10)]}
-    assert scalars(tmp_path / "tensorboard") == expected
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 2  # test_tensorboard reads them
 
 
 def test_what_is_not_chosen_leaves_no_trace(tmp_path):
