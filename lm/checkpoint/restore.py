@@ -1,7 +1,6 @@
 """Reading checkpoints back, and making sure that what was read is what was saved."""
 
 import errno
-import itertools
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -191,10 +190,10 @@ def _read(step: Path, digests: Digests, wanted: Mapping[str, Any]) -> dict[str, 
         _refuse_unless_damage(step, error)
         readable = False
         problems += _unreadable(step, stored) or [f"its state ({_first_line(error)})"]
-    if _everywhere(readable):  # for all processes take part in the sums, or none
+    if _everywhere(fine=readable):  # for all processes take part in the sums, or none
         sums = read_sums(start_sums(leaves))
         problems += [f"leaf {name}" for name in sums if sums[name] != digests.leaves[name].sum]
-    if not _everywhere(not problems):
+    if not _everywhere(fine=not problems):
         named = ", ".join(problems[:8]) or "what another process read"
         more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise DamagedError(f"{step}: damaged; not what was saved: {named}{more}.")
@@ -254,22 +253,21 @@ def _like(abstract: Tree, wanted: Mapping[str, Any], leaves: Mapping[str, Array]
 
 def _set_aside(step: Path) -> str:
     """Rename a damaged checkpoint, so that it is never listed again; says what was done."""
-    aside = step.with_name(step.name + DAMAGED)
+    earlier = len(list(step.parent.glob(step.name + DAMAGED + "*")))
+    aside = step.with_name(step.name + DAMAGED + (f"-{earlier + 1}" if earlier else ""))
+    _everywhere(fine=True)  # nobody reads in it any more, and all have chosen the same name
     if jax.process_index() == 0:
         try:
-            for number in itertools.count(2):
-                if not aside.exists():
-                    break
-                aside = step.with_name(f"{step.name}{DAMAGED}-{number}")
             step.rename(aside)
         except OSError as error:
-            return f"It stays where it is, for it cannot be renamed ({error.strerror})."
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"set aside {step.name}")
+            logger.warning("%s: cannot be renamed (%s)", step, error)
+    _everywhere(fine=True)
+    if step.exists():
+        return "It stays where it is, for it cannot be renamed."
     return f"It was set aside as {aside.name}."
 
 
-def _everywhere(fine: bool) -> bool:  # noqa: FBT001 - an answer, not an option
+def _everywhere(*, fine: bool) -> bool:
     """Whether it is so on every process."""
     if jax.process_count() == 1:
         return fine

@@ -117,7 +117,7 @@ class Store:
             data: the data position, as JSON holds it.
             experiment: the run as one value, as JSON holds it.
             record: commit, versions, counts.
-            tokenizer: writes its files beside the state.
+            tokenizer: writes its files beside the state, from the background.
 
         Raises:
             CheckpointError: the save before this one failed, or this one cannot begin.
@@ -127,7 +127,6 @@ class Store:
             return
         leaves = named_leaves(state)
         written = {name: as_written(leaf) for name, leaf in leaves.items()}
-        sums = start_sums(written)
         partial = self._partial(step)
         try:
             if jax.process_index() == 0:
@@ -141,7 +140,7 @@ class Store:
         pending = _Pending(
             step=step,
             kinds={name: kind_of(leaf) for name, leaf in leaves.items()},
-            sums=sums,
+            sums=start_sums(written),
             files=json.loads(json.dumps(files)),  # a copy: the caller's may change meanwhile
             tokenizer=tokenizer,
         )

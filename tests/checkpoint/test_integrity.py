@@ -31,12 +31,12 @@ def test_the_sum_is_the_same_on_every_mesh(dtype):
     array = bits_of(dtype)
     alone = total(array)
     meshes = {
-        (8,): [P("a"), P(None), P(None, None)],
-        (4, 2): [P("a", "b"), P("b", "a"), P(("a", "b")), P(("b", "a")), P(None, None, "b"), P()],
-        (2, 2, 2): [P("c", "a", "b"), P(("c", "a"), "b"), P(None, ("a", "c")), P("b")],
+        (8,): [P("a")],
+        (4, 2): [P("b", "a"), P(("b", "a")), P(None, None, "b"), P()],
+        (2, 2, 2): [P("c", "a", "b"), P(None, ("c", "a"))],
     }
     if dtype != "float32":  # each mesh costs a compilation
-        meshes = {(4, 2): [P("b", "a"), P(None, None, "b")]}
+        meshes = {(4, 2): [P(("b", "a")), P(None, None, "b")]}
     for shape, specs in meshes.items():
         names = tuple("abc"[: len(shape)])
         mesh = jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * len(shape))

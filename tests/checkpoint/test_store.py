@@ -1,6 +1,7 @@
 """Saving, restoring and falling back, with a state like the one that is trained."""
 
 import errno
+import functools
 import resource
 import shutil
 from typing import Any, NamedTuple
@@ -54,19 +55,24 @@ def spread(tree, shape=(4, 2), spec=("fsdp", "tensor")):
     return jax.tree.map(place, tree)
 
 
+@functools.cache
 def make_state(seed=0, width=64):
-    key = jax.random.key(seed)
+    key, rng = jax.random.key(seed), np.random.default_rng(seed)
+
+    def draw(*shape, dtype=jnp.float32):
+        return jnp.asarray(rng.normal(size=shape).astype(np.float32)).astype(dtype)
+
     params = {
         "blocks_0": {
             "block_0": {
-                "mixer": {"query": {"w": jax.random.normal(key, (2 * width, width))}},
-                "norm": {"scale": jax.random.normal(key, (width,), jnp.bfloat16)},
+                "mixer": {"query": {"w": draw(2 * width, width)}},
+                "norm": {"scale": draw(width, dtype=jnp.bfloat16)},
             }
         },
-        "embedding": {"table": jax.random.normal(key, (64, width), jnp.bfloat16)},
+        "embedding": {"table": draw(64, width, dtype=jnp.bfloat16)},
     }
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3)).init(params)
-    return spread(State(jnp.int32(seed), params, {}, optimizer, jax.random.split(key, 2)[1]))
+    return spread(State(jnp.int32(seed), params, {}, optimizer, key))
 
 
 def abstract(tree):
