@@ -22,7 +22,7 @@ def train(config: AdamW, leaves, params, gradients) -> list[Any]:
     """The parameters after each update."""
     optimizer = config.build(len(gradients), leaves)
     params, state, history = jax.tree.map(jnp.asarray, params), None, []
-    state = optimizer.init(params)
+    state = jax.jit(optimizer.init)(params)
     update = jax.jit(optimizer.update)
     for gradient in gradients:
         updates, state = update(gradient, state, params)
