@@ -14,15 +14,17 @@ from absl import logging as absl_logging
 
 def hush_orbax() -> None:
     """Drop Orbax's logs and its abandoned tasks' last words; anything else goes its way."""
-    log = absl_logging.get_absl_logger()
-    if _not_orbax not in log.filters:
-        log.addFilter(_not_orbax)
+    for log in (absl_logging.get_absl_logger(), logging.getLogger("asyncio")):
+        if _not_orbax not in log.filters:
+            log.addFilter(_not_orbax)
     if not isinstance(sys.unraisablehook, _Hook):
         sys.unraisablehook = _Hook(sys.unraisablehook)
 
 
 def _not_orbax(entry: logging.LogRecord) -> bool:
-    return "orbax" not in entry.pathname
+    # asyncio names the forgotten task, and with it the file that it is of.
+    place = entry.getMessage() if entry.name == "asyncio" else entry.pathname
+    return "orbax" not in place
 
 
 class _Hook:
