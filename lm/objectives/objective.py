@@ -1,6 +1,6 @@
 """The contract of an objective: two doors of one room, since mask and loss must agree."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
@@ -8,6 +8,7 @@ from jaxtyping import Int
 from lm.batch import Batch, Example, LogitsFn, Loss, Output
 
 
+@runtime_checkable
 class Objective(Protocol):
     """What is predicted from a row of packed documents."""
 

@@ -1,7 +1,7 @@
 """A model on a mesh: the one place where a model's build meets the devices."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 from jax.sharding import NamedSharding
@@ -17,6 +17,7 @@ from lm.parallel.mesh import Parallel, make_mesh
 from lm.parallel.shardings import shardings, spec
 
 
+@runtime_checkable
 class ModelConfig(Protocol):
     """What every architecture config offers."""
 
@@ -82,6 +83,10 @@ def place_model(
     """
     compute = DTYPES[execution.compute_dtype]
     reduce = DTYPES[execution.reduce_dtype or execution.compute_dtype]
+    if devices[0].platform == "cpu":
+        # XLA's CPU compiler adds bfloat16 in float32 anyway, and aborts on a bfloat16
+        # reduce-scatter inside a partly manual region (jaxlib 0.10.2).
+        reduce = DTYPES["float32"]
     explicit = Explicit(make_mesh(parallel.mesh, devices), parallel.rules, compute, reduce)
     alone = len(devices) == 1
     placement = Placement() if alone else Placement(explicit.gather, explicit.constrain)

@@ -1,7 +1,7 @@
 """What a run compiles, built by shapes alone: planning, training and tests compile the same."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from lm.train.state import TrainState
 from lm.train.step import Training, train_step
 
 
+@runtime_checkable
 class Compiled(Protocol):
     """A jitted function: call it, or lower it for devices that are elsewhere."""
 
@@ -65,7 +66,8 @@ def build_program(
         step = jnp.zeros((), jnp.int32)
         return TrainState(step, params, {}, transformation.init(params), of_run)
 
-    step = train_step(placed, objective, transformation, training.microbatches)
+    rate = optimizer.learning_rate(training.steps)
+    step = train_step(placed, objective, transformation, rate, training.microbatches)
     shapes = jax.eval_shape(init, jax.random.key(0))
     state = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where

@@ -97,9 +97,10 @@ def train_step(
     placed: Placed,
     objective: Objective,
     optimizer: optax.GradientTransformation,
+    learning_rate: optax.Schedule,
     microbatches: int,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """A pure function of state and batch; the metrics are means over scored tokens."""
+    """A pure function of state and batch; losses and accuracy are means over scored tokens."""
     summed_gradients = gradients(placed, objective, microbatches)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -115,6 +116,7 @@ def train_step(
             **means,
             "objective": loss.total * scale,
             "gradient_norm": optax.tree.norm(found),
+            "learning_rate": jnp.asarray(learning_rate(state.step), jnp.float32),
             "scored_tokens": loss.weight,
         }
         after = TrainState(state.step + 1, trainable, state.frozen, inner, state.key)

@@ -1,0 +1,1 @@
+"""Command lines for clusters; imports nothing of lm."""

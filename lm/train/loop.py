@@ -1,0 +1,130 @@
+"""The training loop: the order of its lines is the order of events, and nothing else happens."""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+
+from lm.batch import Batch, Params
+from lm.errors import UserError
+from lm.train.state import TrainState
+from lm.train.step import Metrics
+
+
+class DivergedError(UserError):
+    """The loss is no number any more."""
+
+
+@runtime_checkable
+class Batches(Protocol):
+    """Batches in order, with the one integer that says how far."""
+
+    position: int
+
+    def __next__(self) -> Batch:
+        """The next batch of host arrays: this process's rows."""
+        ...
+
+
+class Job(NamedTuple):
+    """What a loop needs; every field is live."""
+
+    step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+    """The compiled step; donates the state."""
+    steps: int
+    batches: Batches
+    place: Callable[[Batch], Batch]
+    """Host rows -> global arrays."""
+    track: Callable[[int, Mapping[str, float], "Times"], None]
+    """(step, its metrics, its times)"""
+    evaluate_at: Callable[[int], bool]
+    evaluate: Callable[[int, Params], None]
+    save_at: Callable[[int], bool]
+    save: Callable[[int, TrainState, int], None]
+    """(step, state, data position); returns once the state may change."""
+    stop_requested: Callable[[int], bool]
+    """Asked once after every step."""
+
+
+class Times(NamedTuple):
+    """Seconds of one step."""
+
+    step: float
+    data_wait: float
+
+
+def run(job: Job, state: TrainState) -> tuple[TrainState, int]:
+    """Train from the state's step to the last, or to the step at which a stop was requested.
+
+    Step n is in flight while the host reports step n - 1.  Before a save that very step's metrics
+    are read: a state nobody looked at is never kept.
+
+    Raises:
+        DivergedError: a loss that is not finite; checkpoints are as they were.
+    """
+    start = int(state.step)
+    reported = _Reports(job)
+    step = start
+    while step < job.steps:
+        began = time.perf_counter()
+        host_batch = next(job.batches)
+        waited = time.perf_counter() - began
+        with jax.transfer_guard("disallow"):  # of what happens every step, nothing is implicit
+            batch = job.place(host_batch)
+            state, metrics = job.step(state, batch)
+            step += 1
+            reported.hand_over(step, metrics, waited)
+        stop = job.stop_requested(step)
+        last = step == job.steps
+        if job.save_at(step) or stop or last:
+            reported.catch_up()
+            job.save(step, state, job.batches.position)
+        if job.evaluate_at(step) or (last and not stop):
+            reported.catch_up()
+            job.evaluate(step, state.trainable)
+            reported.pause()
+        if stop:
+            break
+    reported.catch_up()
+    return state, step
+
+
+class _Reports:
+    """Metrics on their way to the trackers, one step behind."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.waiting: tuple[int, Metrics, float] | None = None
+        self.last_read = time.perf_counter()
+
+    def hand_over(self, step: int, metrics: Metrics, waited: float) -> None:
+        """Take a step's metrics, still being computed, and report those of the step before."""
+        before, self.waiting = self.waiting, (step, metrics, waited)
+        self._report(before)
+
+    def catch_up(self) -> None:
+        """Report all that was handed over; waits for the step in flight."""
+        before, self.waiting = self.waiting, None
+        self._report(before)
+
+    def pause(self) -> None:
+        """What happened since the last report was no training."""
+        self.last_read = time.perf_counter()
+
+    def _report(self, handed: tuple[int, Metrics, float] | None) -> None:
+        if handed is None:
+            return
+        step, metrics, waited = handed
+        values: dict[str, Any] = {n: float(v) for n, v in jax.device_get(dict(metrics)).items()}
+        now = time.perf_counter()
+        self.job.track(step, values, Times(now - self.last_read, waited))
+        self.last_read = now
+        wrong = [f"{n} is {v}" for n, v in values.items() if not math.isfinite(v)]
+        if wrong:
+            raise DivergedError(
+                f"step {step}: {', '.join(wrong)}. Training cannot go on from numbers like these; "
+                "the checkpoints before are untouched. Lower optimizer.schedule.peak, lengthen its "
+                "warm-up, or clip the gradient (optimizer.clip), and start again from the last one."
+            )

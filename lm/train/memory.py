@@ -1,0 +1,62 @@
+"""How much memory arrays need on a device, and how much it has."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from lm.errors import ResourceError
+
+
+def bytes_on_device(x: jax.ShapeDtypeStruct) -> int:
+    """Bytes of one device's part of an array."""
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return 8
+    shape = x.shape if x.sharding is None else x.sharding.shard_shape(x.shape)
+    return math.prod(shape) * x.dtype.itemsize
+
+
+def compiled_bytes(compiled: Any) -> int | None:
+    """Bytes a device needs while a compiled program runs; None where the backend does not tell."""
+    told = compiled.memory_analysis()
+    if told is None:
+        return None
+    fresh = told.output_size_in_bytes - told.alias_size_in_bytes
+    return told.argument_size_in_bytes + told.temp_size_in_bytes + fresh
+
+
+def device_memory(devices: Sequence[Any]) -> int | None:
+    """Bytes that one device may use; None where nothing tells.
+
+    Devices that are a machine's own processor share what the machine has free.
+    """
+    told = devices[0].memory_stats()
+    if told and "bytes_limit" in told:
+        return int(told["bytes_limit"])
+    if devices[0].platform != "cpu":
+        return None
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    free = next((line for line in lines if line.startswith("MemAvailable:")), None)
+    here = sum(device.process_index == jax.process_index() for device in devices)
+    return int(free.split()[1]) * 1024 // max(1, here) if free else None
+
+
+def refuse_beyond(need: int, devices: Sequence[Any], what: str) -> None:
+    """Refuse what cannot fit.
+
+    Raises:
+        ResourceError: with what is needed and what there is.
+    """
+    limit = device_memory(devices)
+    if limit is not None and need > limit:
+        raise ResourceError(
+            f"memory: {what} need {need / 2**30:,.2f} GiB a device, and a device has "
+            f"{limit / 2**30:,.2f} GiB. Split the model over more devices (fsdp or tensor), give "
+            "fewer sequences or a shorter length to a step, use more microbatches or "
+            "execution.remat=block, or take a smaller model."
+        )

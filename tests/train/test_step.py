@@ -1,0 +1,168 @@
+"""Sharding and microbatches are how, not what: loss, raw gradients and updates stay the same."""
+
+import re
+from functools import cache
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from lm.layers.execution import Execution
+from lm.objectives.causal import CausalLm
+from lm.parallel.explicit import Explicit
+from lm.parallel.mesh import Mesh
+from lm.parallel.place import to_global
+from lm.train.program import build_program
+from lm.train.step import Training
+from tests.train.tiny import (
+    LENGTH,
+    ROWS,
+    loss_and_gradients,
+    place,
+    tiny_gpt2,
+    tiny_llama,
+    uneven_batch,
+)
+
+MODELS = {"llama": tiny_llama, "gpt2": tiny_gpt2}
+CASES = [
+    ("llama", Mesh(fsdp=8), 8, Execution(), 1),
+    ("llama", Mesh(data=2, fsdp=2, tensor=2), 8, Execution(remat="block"), 2),
+    ("gpt2", Mesh(data=2, fsdp=2, tensor=2), 8, Execution(), 1),
+    ("gpt2", Mesh(data=4, fsdp=1), 4, Execution(remat="projections", scan="scan"), 2),
+    ("gpt2", Mesh(fsdp=2), 2, Execution(scan="scan"), 4),
+    ("llama", Mesh(fsdp=1, tensor=2), 2, Execution(attention_kernel="blocked"), 1),
+    ("gpt2", Mesh(fsdp=1), 1, Execution(remat="block"), 8),
+]
+NAMES = ["fsdp8", "2x2x2-remat-2", "gpt2-2x2x2", "data4-scan-2", "fsdp2-4", "tensor2", "alone-8"]
+
+
+@cache
+def alone(model: str):
+    return loss_and_gradients(place(MODELS[model](), Mesh(fsdp=1), 1), uneven_batch())
+
+
+def differences(one, other) -> dict[str, float]:
+    """Largest difference of each leaf, relative to the leaf's largest entry.
+
+    A leaf whose true gradient is zero (a key's bias: softmax does not see a shift) holds nothing
+    but rounding; it is measured against the largest gradient of all.
+    """
+    largest = max(float(np.abs(x).max()) for x in jax.tree.leaves(one))
+    found = {}
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(other), strict=True
+    ):
+        scale = float(np.abs(a).max())
+        scale = scale if scale > 1e-5 * largest else largest
+        found[jax.tree_util.keystr(path)] = float(np.abs(a - b).max()) / scale
+    return found
+
+
+def norm(tree) -> float:
+    return float(np.sqrt(sum(np.square(x, dtype=np.float64).sum() for x in jax.tree.leaves(tree))))
+
+
+@pytest.mark.parametrize(("model", "mesh", "devices", "execution", "pieces"), CASES, ids=NAMES)
+def test_sharded_loss_and_raw_gradients_equal_those_of_one_device(
+    model, mesh, devices, execution, pieces
+):
+    """Raw gradients, because clipping and AdamW hide a constant factor."""
+    loss, found, _ = alone(model)
+    placed = place(MODELS[model](), mesh, devices, execution)
+    spread_loss, spread, _ = loss_and_gradients(placed, uneven_batch(), pieces)
+    assert float(spread_loss.total) == pytest.approx(float(loss.total), rel=1e-5)
+    assert float(spread_loss.weight) == pytest.approx(float(loss.weight), rel=1e-6)
+    wrong = {name: gap for name, gap in differences(found, spread).items() if gap > 1e-5}
+    assert not wrong
+    assert norm(spread) == pytest.approx(norm(found), rel=1e-5)
+
+
+@pytest.mark.parametrize("fault", ["twice", "missing sum"])
+def test_a_planted_fault_in_the_gradients_is_seen(monkeypatch, fault):
+    """The comparison above can fail: a factor of two, or a sum left out, turns it red."""
+    right = Explicit.sum_gradients
+
+    def wrong(self, gradients, leaves):
+        if fault == "missing sum":
+            return gradients
+        return jax.tree.map(lambda g: g * 2, right(self, gradients, leaves))
+
+    monkeypatch.setattr(Explicit, "sum_gradients", wrong)
+    placed = place(tiny_llama(), Mesh(data=2, fsdp=2), 4)
+    _, spread, _ = loss_and_gradients(placed, uneven_batch())
+    assert max(differences(alone("llama")[1], spread).values()) > 1e-2
+
+
+def test_gradients_leave_the_compiled_step_by_reduce_scatter():
+    """Every weight that fsdp splits: one reduce-scatter each, and no all-reduce of its size."""
+    placed = place(tiny_llama(), Mesh(fsdp=8), 8, Execution(scan="scan"))
+    program = build_program(
+        placed, CausalLm(), _sgd(), Training(steps=2, sequences=ROWS, length=LENGTH)
+    )
+    text = program.step.lower(program.state, program.batch).compile().as_text()
+    assert len(re.findall(r" reduce-scatter(?:-start)?\(", text)) >= 8  # 7 in a block, 2 tables
+    split = [x for x in jax.tree.leaves(program.state.trainable) if x.sharding.spec[-2:] != ()]
+    smallest = min(x.size for x in split if not x.sharding.is_fully_replicated)
+    summed = re.findall(r"= \(?f32\[([\d,]*)\][^=]* all-reduce(?:-start)?\(", text)
+    sizes = [int(np.prod([int(n) for n in s.split(",") if n])) for s in summed]
+    assert max(sizes, default=0) < smallest
+
+
+def test_two_sgd_steps_end_in_the_same_weights_on_every_mesh():
+    def after(mesh, devices, pieces):
+        placed = place(tiny_gpt2(), mesh, devices)
+        training = Training(steps=2, sequences=ROWS, length=LENGTH, microbatches=pieces, seed=1)
+        program = build_program(placed, CausalLm(z_loss=1e-3), _sgd(), training)
+        state = program.init(jax.random.key(1))
+        norms = []
+        for seed in (0, 1):
+            state, metrics = program.step(state, to_global(uneven_batch(seed), program.batch))
+            norms.append(float(metrics["gradient_norm"]))
+        return jax.device_get(state.trainable), norms
+
+    weights, norms = after(Mesh(fsdp=1), 1, 1)
+    spread, spread_norms = after(Mesh(data=2, fsdp=2, tensor=2), 8, 2)
+    assert spread_norms == pytest.approx(norms, rel=1e-5)
+    assert max(differences(weights, spread).values()) < 1e-5
+
+
+def test_the_state_is_made_where_it_lives_and_the_step_keeps_it_there():
+    placed = place(tiny_llama(), Mesh(fsdp=4, tensor=2), 8)
+    training = Training(steps=2, sequences=ROWS, length=LENGTH)
+    program = build_program(placed, CausalLm(), _sgd(), training)
+    state = program.init(jax.random.key(0))
+    given = to_global(uneven_batch(), program.batch)
+    after, _ = program.step(state, given)
+    for want, have in zip(jax.tree.leaves(program.state), jax.tree.leaves(after), strict=True):
+        assert have.sharding.is_equivalent_to(want.sharding, have.ndim)
+        shard = want.sharding.shard_shape(want.shape)
+        assert all(s.data.shape == shard for s in have.addressable_shards)
+    assert jax.tree.leaves(state.trainable)[0].is_deleted()  # donated
+
+
+def test_bfloat16_compute_keeps_float32_master_weights_and_comes_close():
+    loss, _, _ = alone("llama")
+    narrow = place(tiny_llama(), Mesh(fsdp=8), 8, Execution(compute_dtype="bfloat16"))
+    got, found, compiled = loss_and_gradients(narrow, uneven_batch())
+    assert float(got.total) == pytest.approx(float(loss.total), rel=2e-2)
+    assert {str(x.dtype) for x in jax.tree.leaves(found)} == {"float32"}
+    gathers = re.findall(r"= (\w+)\[[\d,]*\]\S* all-gather\(", compiled.as_text())
+    assert gathers
+
+
+class _Sgd:
+    """Plain descent: the update shows the gradient itself."""
+
+    def build(self, total_steps, leaves):
+        del total_steps, leaves
+        return optax.sgd(1e-2)
+
+    def learning_rate(self, total_steps):
+        del total_steps
+        return lambda _: 1e-2
+
+
+def _sgd():
+    return _Sgd()
