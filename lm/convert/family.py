@@ -72,6 +72,7 @@ FREE = frozenset(
         "sep_token_id",
         "task_specific_params",
         "torch_dtype",
+        "transformers.js_config",
         "transformers_version",
         "unk_token_id",
         "use_cache",

@@ -75,6 +75,11 @@ def shapes_of(decoder: Decoder) -> Params:
     return jax.eval_shape(decoder.build(Execution()).init, jax.random.key(0))
 
 
+def count_parameters(decoder: Decoder) -> int:
+    """How many numbers the decoder has; a tied table counts once."""
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(shapes_of(decoder)))
+
+
 def plan(decoder: Decoder, rules: Sequence[Rule]) -> Plan:
     """Resolve a table: which tensor holds which parameters of this decoder."""
     addresses = dict(_addresses(decoder))
@@ -99,13 +104,7 @@ def export_shapes(decoder: Decoder, rules: Sequence[Rule]) -> dict[str, tuple[in
     Raises:
         ConversionError: parameters that the table does not know.
     """
-    resolved = plan(decoder, rules)
-    if resolved.unfilled:
-        raise ConversionError(
-            f"{len(resolved.unfilled)} parameters have no place in the other format: "
-            f"{', '.join(compress(resolved.unfilled))}. Export a model of its own parts only."
-        )
-    return {entry.theirs: entry.shape for entry in resolved.entries}
+    return {entry.theirs: entry.shape for entry in _whole(decoder, rules)}
 
 
 def export_tree(
@@ -116,8 +115,7 @@ def export_tree(
     Raises:
         ConversionError: parameters that the table does not know.
     """
-    export_shapes(decoder, rules)
-    for entry in plan(decoder, rules).entries:
+    for entry in _whole(decoder, rules):
         pieces = [_read(params, part) for part in entry.parts]
         if entry.rule.layout is not None:
             pieces = [parse(entry.rule.layout).to_theirs(piece) for piece in pieces]
@@ -237,6 +235,17 @@ class _Problems:
             yield f"{', '.join(compress(names))}  (shape {shape}){hint}"
 
 
+def _whole(decoder: Decoder, rules: Sequence[Rule]) -> tuple[Entry, ...]:
+    """Every tensor of an export; an error where a parameter would be left behind."""
+    resolved = plan(decoder, rules)
+    if resolved.unfilled:
+        raise ConversionError(
+            f"{_count(resolved.unfilled, 'parameter')} without a place in the other format: "
+            f"{', '.join(compress(resolved.unfilled))}. Export a model of its own parts only."
+        )
+    return resolved.entries
+
+
 def _addresses(decoder: Decoder) -> Iterator[tuple[str, Address]]:
     shapes = shapes_of(decoder)
     stacks = {f"stack_{s}" for s in range(len(decoder.stacks))}
@@ -312,8 +321,3 @@ def _spans(numbers: Sequence[int]) -> str:
 
 def _count(names: Sequence[str], noun: str) -> str:
     return f"{len(names)} {noun}{'' if len(names) == 1 else 's'}"
-
-
-def count_parameters(decoder: Decoder) -> int:
-    """How many numbers the decoder has; a tied table counts once."""
-    return sum(math.prod(x.shape) for x in jax.tree.leaves(shapes_of(decoder)))

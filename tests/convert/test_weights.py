@@ -90,7 +90,7 @@ def test_a_dropped_rule_is_an_error_both_ways(decoders, random_params, name):
         rest = [other for other in used if other is not rule]
         with pytest.raises(ConversionError, match=r"without a rule and .* not filled"):
             import_tree(decoder, tensors, rest)
-        with pytest.raises(ConversionError, match="no place"):
+        with pytest.raises(ConversionError, match="without a place"):
             export_shapes(decoder, rest)
 
 
