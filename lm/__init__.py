@@ -3,7 +3,8 @@
 Floors, top to bottom; every import goes down:
 
     9  lm.cli         verbs; the only place that parses arguments
-    8  lm.assemble    Experiment -> live Job; the only place that knows everybody
+    8  lm.run         a run on disk and devices, from its first look at the folder to its last save
+       lm.assemble    Experiment -> live things; the only place that knows everybody
     7  lm.experiment  the menu: every choice a run may make
     6  lm.evaluate
     5  lm.train  lm.generate  lm.convert

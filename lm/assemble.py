@@ -6,64 +6,41 @@ touch data and disk.
 
 import json
 import os
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import numpy as np
-from jax.experimental import multihost_utils
-
 from lm.batch import Params
 from lm.checkpoint.layout import (
-    CHECKPOINTS,
     EXPERIMENT,
     RECORD,
     TOKENIZER,
     load_json,
     newest,
-    steps,
 )
-from lm.checkpoint.record import make_record
 from lm.checkpoint.restore import restore_params
-from lm.checkpoint.store import Store, open_store
-from lm.config import diff, from_plain, to_plain
-from lm.corpus.prepare import prepare
-from lm.data.loader import Loader
+from lm.config import from_plain
+from lm.convert.card import Facts
+from lm.corpus.prepare import prepare, prepared_folder
 from lm.data.mixture import Mixture, Weighted
 from lm.data.shards import Shards
-from lm.errors import CheckpointError, ConfigError, ResourceError
+from lm.errors import ConfigError, CorpusError
 from lm.evaluate.evaluator import Context
 from lm.experiment import Experiment
-from lm.generate.sampling import Sampler
-from lm.generate.text import Writer, complete
+from lm.generate.text import Writer
 from lm.models.decoder import Decoder, windowed
 from lm.models.flops import Flops, training_flops_per_token
 from lm.models.model import Model
 from lm.parallel.mesh import Mesh, Parallel
-from lm.parallel.place import own_rows, to_global
 from lm.shards import read_manifest
 from lm.tokenizers.load import load_tokenizer
 from lm.tokenizers.tokenizer import Tokenizer
-from lm.track.report import write_report
-from lm.track.tracker import Fanout
-from lm.train.loop import Job, Times
-from lm.train.memory import bytes_on_device, compiled_bytes, device_memory, refuse_beyond
-from lm.train.placed import Placed, place_model
-from lm.train.program import Program, build_program, parameter_count
-from lm.train.state import TrainState
-from lm.train.throughput import memory_peak_gib, peak_flops, speed
+from lm.train.placed import Placed, place_model, row_shards
+from lm.train.program import Program, build_program
 
 Say = Callable[[str], None]
-AGREE_EVERY = 8
-"""Steps between two looks of all processes at whether one of them was asked to stop."""
 VOCABULARY_ROUNDING = 1024
 """A model's vocabulary may be rounded up to a multiple of this, so that it can be sharded."""
-FIXED = ("model", "objective", "data", "tokenizer", "prepare", "training.seed",
-         "training.sequences", "training.length")  # fmt: skip
-"""What a resumed run must have in common with the run it resumes."""
 
 
 class Ground(NamedTuple):
@@ -141,249 +118,6 @@ def _held_out(data: Mixture, folder: Path | None) -> Shards | None:
 
 def _impossible() -> Any:
     raise ConfigError("tokenizer and data: None, and there is no prepare= that would make them.")
-
-
-class Run:
-    """One run on disk and on the devices, from its first look at the folder to its last save."""
-
-    def __init__(self, experiment: Experiment, runs: Path, devices: Sequence[Any]) -> None:
-        """Shapes alone: nothing is read, written or allocated."""
-        self.experiment, self.folder = experiment, runs / experiment.name
-        self.devices = devices
-        self.program = program(experiment, devices)
-        self.parameters = parameter_count(self.program)
-        self.flops = flops_per_token(experiment, self.program.placed)
-        self.peak = peak_flops(devices)
-        self.store: Store | None = None
-        self.track: Fanout | None = None
-        self.last: dict[str, float | None] = {}
-        self.held_out: dict[str, dict[str, float]] = {}
-        self.rates: list[float] = []
-
-    def check(self, *, restart: bool) -> list[str]:
-        """Compare with the run that is there already; returns what changed, a line each.
-
-        Raises:
-            CheckpointError: it was made with another model, data or seed, and no restart is asked.
-        """
-        file = self.folder / EXPERIMENT
-        if restart or not file.exists():
-            return []
-        saved = from_plain(Experiment, load_json(self.folder, EXPERIMENT), str(file))
-        changes = list(diff(saved, self.experiment))
-        wrong = [c for c in changes if _is_fixed(c[0])]
-        kinds = (type(saved.optimizer).__name__, type(self.experiment.optimizer).__name__)
-        if kinds[0] != kinds[1]:
-            wrong.append(("optimizer", *kinds))
-        if wrong:
-            told = "; ".join(f"{path} is {_short(old)} there, {_short(new)} here"
-                             for path, old, new in wrong[:4])  # fmt: skip
-            more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
-            raise CheckpointError(
-                f"{self.folder}: a run made otherwise: {told}{more}. Give this one another name "
-                "(--name NAME), or move the old one aside and begin anew (--restart)."
-            )
-        return [f"{path} {_short(old)} -> {_short(new)}" for path, old, new in changes]
-
-    def check_memory(self) -> None:
-        """Refuse a state that cannot fit, before anything is allocated.
-
-        Raises:
-            ResourceError: with what is needed and what there is.
-        """
-        state = sum(map(bytes_on_device, jax.tree.leaves(self.program.state)))
-        gradients = sum(map(bytes_on_device, jax.tree.leaves(self.program.state.trainable)))
-        what = "parameters, gradients and optimizer state alone"
-        refuse_beyond(state + gradients, self.devices, what)
-
-    def finished(self) -> bool:
-        """Whether the run on disk has made all its steps."""
-        made = steps(self.folder)
-        return bool(made) and int(made[-1].name) >= self.experiment.training.steps
-
-    def compile(self, say: Say) -> Any:
-        """The compiled step.
-
-        Raises:
-            ResourceError: it needs more memory than a device has.
-        """
-        began = time.perf_counter()
-        compiled = self.program.step.lower(self.program.state, self.program.batch).compile()
-        seconds = time.perf_counter() - began
-        need, limit = compiled_bytes(compiled), device_memory(self.devices)
-        if need is not None:
-            refuse_beyond(need, self.devices, "the compiled step would")
-            of = f" of {limit / 2**30:.1f}" if limit else ""
-            told = f"{need / 2**30:.2f}{of} GiB a device, compiled in {seconds:.1f} s"
-            say(f"memory     {told}")
-        return compiled
-
-    def begin(self, ground: Ground, *, restart: bool, say: Say) -> tuple[Job, TrainState]:
-        """Open the folder, restore or make the state, and hand out the loop's job.
-
-        Raises:
-            CheckpointError, ResourceError, CorpusError: what is there cannot be used.
-        """
-        e = self.experiment
-        data = ground.data.build(e.training.length, ground.tokenizer.digest)
-        for source in data.sources:
-            facts = source.tokenizer
-            if facts is not None:
-                check_vocabulary(e.model.vocab_size, facts.vocab_size, source.name)
-        evaluators = self._evaluators(ground)
-        compiled = self.compile(say)
-        self._open_folder(restart=restart)
-        self.store = open_store(self.folder / CHECKPOINTS, e.saving)
-        restored = self.store.restore_newest(self.program.state)
-        position, start = 0, 0
-        if restored is not None:
-            for message in restored.messages:
-                say(message)
-            state, start = restored.state, restored.step
-            position = int(restored.data["position"])
-            say(f"run        {self.folder}, resuming at step {start:,}")
-        else:
-            state = self.program.init(jax.random.key(e.training.seed))
-            say(f"run        {self.folder}")
-        self.track = e.tracking.build(
-            self.folder, restored_step=start, total_steps=e.training.steps
-        )
-        rows = own_rows(self.program.batch.rows.sharding, e.training.sequences)
-        skipped = tuple(tuple(s) for s in restored.data.get("skipped", ())) if restored else ()
-        loader = Loader(
-            blend=data,
-            objective=e.objective,
-            sequences=e.training.sequences,
-            seed=e.training.seed,
-            rows=rows,
-            skipped=skipped,
-        )
-        self.stream = loader.stream(position)
-        self.tokenizer = ground.tokenizer
-        self.skipped = skipped
-        job = Job(
-            step=compiled,
-            steps=e.training.steps,
-            batches=self.stream,
-            place=lambda batch: to_global(batch, self.program.batch),
-            track=self._track,
-            evaluate_at=_every(e.evaluation.every),
-            evaluate=lambda step, params: self._evaluate(step, params, evaluators),
-            save_at=_every(e.saving.every),
-            save=self._save,
-            stop_requested=lambda _: False,
-        )
-        return job, state
-
-    def show_samples(self, say: Say) -> None:
-        """Write the samples that the experiment asks for, and keep them beside the run."""
-        wanted = self.experiment.evaluation.samples
-        if wanted is None or jax.process_count() > 1:
-            return
-        opened = open_for_generation(self.folder, self.devices[:1])
-        prompts = [p for p in wanted.prompts for _ in range(wanted.each)]
-        sampler = Sampler(temperature=wanted.temperature, top_p=wanted.top_p)
-        texts = complete(
-            writer_of(opened),
-            prompts,
-            max_tokens=wanted.tokens,
-            sampler=sampler,
-            seed=wanted.seed,
-        )
-        for i, made in enumerate(texts):
-            say(f"\n--- sample {i + 1} of {len(texts)} ---\n{made.prompt}{made.text}\n")
-        kept = [{"prompt": made.prompt, "text": made.text} for made in texts]
-        write_json_text(self.folder / "samples.json", kept)
-
-    def figures(self, step: int) -> dict[str, Any]:
-        """The run in figures, as ``--json`` gives them."""
-        made = steps(self.folder)
-        return {
-            "run": str(self.folder),
-            "step": step,
-            "finished": step >= self.experiment.training.steps,
-            "tokens": step * self.experiment.training.tokens_per_step,
-            "tokens_per_second": float(np.median(self.rates)) if self.rates else None,
-            "parameters": self.parameters,
-            "held_out": self.held_out,
-            "checkpoint": str(made[-1]) if made else None,
-        }
-
-    def report(self, step: int) -> Path | None:
-        """Draw the report; None on all processes but the first."""
-        if jax.process_index() != 0:
-            return None
-        write_json_text(self.folder / "summary.json", self.figures(step))
-        return write_report(self.folder)
-
-    def close(self) -> None:
-        """Finish the last save and let go of files and threads."""
-        for live in (getattr(self, "stream", None), self.store, self.track):
-            if live is not None:
-                live.close()
-
-    def _evaluators(self, ground: Ground) -> dict[str, Callable[[Params], dict[str, float]]]:
-        e = self.experiment
-        context = Context(
-            placed=self.program.placed,
-            tokenizer=ground.tokenizer,
-            rows=e.evaluation.sequences or e.training.sequences,
-            length=e.training.length,
-            held_out=ground.held_out,
-        )
-        usable = [x for x in e.evaluation.evaluators if x.data or ground.held_out]
-        return {x.name: x.build(context) for x in usable}
-
-    def _open_folder(self, *, restart: bool) -> None:
-        if jax.process_index() != 0:
-            return
-        try:
-            if restart and self.folder.exists():
-                aside = self.folder.with_name(
-                    f"{self.folder.name}.{time.strftime('%Y%m%d-%H%M%S')}"
-                )
-                os.replace(self.folder, aside)
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_json_text(self.folder / EXPERIMENT, to_plain(self.experiment))
-        except OSError as error:
-            raise ResourceError(
-                f"{self.folder}: the run's folder cannot be written ({error.strerror}). Free "
-                "space, mend its permissions, or put runs elsewhere with --runs DIR."
-            ) from error
-
-    def _track(self, step: int, values: Mapping[str, float], times: Times) -> None:
-        e = self.experiment
-        fast = speed(e.training.tokens_per_step, times.step, self.flops, self.peak)
-        metrics: dict[str, float | None] = {f"train/{n}": v for n, v in values.items()}
-        metrics["train/tokens"] = step * e.training.tokens_per_step
-        metrics |= {"time/step_seconds": times.step, "data/wait_seconds": times.data_wait, **fast}
-        metrics["memory/peak_gib"] = memory_peak_gib(self.devices[0])
-        self.rates.append(e.training.tokens_per_step / times.step)
-        self.last = metrics
-        if self.track is not None:
-            self.track(step, metrics)
-
-    def _evaluate(self, step: int, params: Params, evaluators: Mapping[str, Any]) -> None:
-        for name, evaluator in evaluators.items():
-            figures = evaluator(params)
-            self.held_out[name] = figures
-            if self.track is not None:
-                self.track(step, {f"eval/{name}/{key}": v for key, v in figures.items()})
-
-    def _save(self, step: int, state: TrainState, position: int) -> None:
-        if self.track is not None:
-            self.track.flush()
-        if self.store is None:
-            return
-        tokens = step * self.experiment.training.tokens_per_step
-        self.store.save(
-            step,
-            state,
-            data={"position": position, "skipped": self.skipped},
-            experiment=to_plain(self.experiment),
-            record=make_record(step=step, tokens=tokens, parameters=self.parameters),
-            tokenizer=self.tokenizer,
-        )
 
 
 class Opened(NamedTuple):
@@ -483,26 +217,11 @@ def check_prompts(opened: Opened, prompts: Sequence[str]) -> None:
             )
 
 
-def agreed(asked: bool, step: int) -> bool:  # noqa: FBT001
-    """Whether any process was asked to stop; several processes look together, every few steps."""
-    if jax.process_count() == 1:
-        return asked
-    if step % AGREE_EVERY:
-        return False
-    with jax.transfer_guard("allow"):
-        return bool(multihost_utils.process_allgather(np.asarray(asked)).any())
-
-
 def write_json_text(path: Path, value: Any) -> None:
     """A JSON file in one step."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(temporary, path)
-
-
-def with_name(experiment: Experiment, name: str | None) -> Experiment:
-    """The same experiment under another name."""
-    return experiment if name is None else replace(experiment, name=name)
 
 
 def _tensor_ways(model: Decoder, devices: int) -> int:
@@ -513,14 +232,54 @@ def _tensor_ways(model: Decoder, devices: int) -> int:
     return max(n for n in range(1, devices + 1) if all(size % n == 0 for size in sizes))
 
 
-def _every(interval: int | None) -> Callable[[int], bool]:
-    return lambda step: interval is not None and step % interval == 0
+def evaluation_context(opened: Opened, rows: int | None) -> Context:
+    """What evaluators need of a checkpoint; rows are rounded up to what the devices split."""
+    wanted = rows or opened.experiment.evaluation.sequences or opened.experiment.training.sequences
+    ways = row_shards(opened.placed.mesh)
+    return Context(
+        placed=opened.placed,
+        tokenizer=opened.tokenizer,
+        rows=-(-wanted // ways) * ways,
+        length=opened.experiment.training.length,
+    )
 
 
-def _is_fixed(path: str) -> bool:
-    return any(path == f or path.startswith((f + ".", f + "[")) for f in FIXED)
+def held_out_of(experiment: Experiment) -> Shards:
+    """The held-out set of a run.
+
+    Raises:
+        CorpusError: it has none, or it is not on this machine.
+    """
+    folder = None if experiment.prepare is None else prepared_folder(experiment.prepare)
+    data = experiment.data or Mixture(sources=(Weighted(source=Shards(path=str(folder))),))
+    found = _held_out(data, folder)
+    if found is None:
+        raise CorpusError(
+            f"{experiment.name}: this run holds no data out. Name what to score with --data "
+            "DIR|FILE."
+        )
+    return found
 
 
-def _short(value: Any) -> str:
-    text = value["kind"] if isinstance(value, dict) and "kind" in value else json.dumps(value)
-    return text if len(text) < 60 else text[:57] + "..."
+def facts_of(opened: Opened) -> Facts:
+    """What a model card tells of the run."""
+    e, record = opened.experiment, opened.record
+    summary: dict[str, Any] = {}
+    beside = opened.folder.parent.parent / "summary.json"
+    if beside.is_file():
+        summary = load_json(beside.parent, beside.name)
+    scored = summary.get("held_out", {}) if summary.get("step") == opened.step else {}
+    figures = next(iter(scored.values()), {})
+    sources = [] if e.data is None else [part.source for part in e.data.sources]
+    named = [s.path if isinstance(s, Shards) else "synthetic" for s in sources]
+    return Facts(
+        name=e.name,
+        length=e.training.length,
+        step=opened.step,
+        tokens=int(record["tokens"]),
+        data=tuple(named) or (e.prepare.sources if e.prepare else ()),
+        held_out_loss=figures.get("loss"),
+        bits_per_byte=figures.get("bits_per_byte"),
+        commit=record.get("commit"),
+        versions=record.get("versions", {}),
+    )

@@ -29,9 +29,10 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
         progress.clear()
         seconds = time.perf_counter() - began
         for name, split in manifest.splits.items():
+            each = split.text_bytes / max(1, split.tokens)
             print(
                 f"{name:<10} {split.documents:,} documents, {split.text_bytes / 1e6:.2f} MB, "
-                f"{split.tokens:,} tokens ({split.text_bytes / max(1, split.tokens):.2f} bytes each)"
+                f"{split.tokens:,} tokens ({each:.2f} bytes each)"
             )
         print(f"written    {out} in {duration(seconds)} ({manifest.dtype} tokens)")
     figures = {

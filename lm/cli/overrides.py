@@ -108,7 +108,8 @@ def _missing(path: Path) -> str:
     folder = path.parent
     near = [str(p) for p in folder.glob("*") if p.suffix in (".py", ".json") or p.is_dir()]
     there = f"{folder} does not exist either. " if not folder.is_dir() else ""
-    return f"{path}: no such config. {there}{did_you_mean(str(path), near)}Give {'a path like configs/quickstart.py.'}"
+    hint = f"{there}{did_you_mean(str(path), near)}"
+    return f"{path}: no such config. {hint}Give a path like configs/quickstart.py."
 
 
 def _names(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -140,7 +141,7 @@ def _unknown(name: str, names: dict[str, Any]) -> str:
 
 
 def _paragraph(told: str, prog: str) -> str:
-    """tyro's box as one paragraph."""
+    """Tyro's box as one paragraph."""
     plain = re.sub(r"[│╭╮╰╯─┌┐└┘]", " ", told)
     parts = [" ".join(part.split()) for part in re.split(r"\n\s*-{10,}\s*\n", plain)]
     said = [p for p in parts[1:] if p and not p.startswith("For full helptext")]

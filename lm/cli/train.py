@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from lm import assemble
+from lm import run as runs
 from lm.cli.output import people, write_json
 from lm.cli.overrides import load_experiment, override
 from lm.config import diff
@@ -33,12 +34,12 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
 def _train(arguments: argparse.Namespace, rest: list[str]) -> dict[str, Any]:
     given = load_experiment(arguments.config)
     chosen = override(given, rest, prog=f"lm train {arguments.config}")
-    chosen = assemble.with_name(chosen, arguments.name)
+    chosen = runs.with_name(chosen, arguments.name)
     distributed.start()
     say = print if jax.process_index() == 0 else lambda *_: None
     _tell_changes(given, chosen, say)
     devices = jax.devices()
-    run = assemble.Run(chosen, Path(arguments.runs), devices)
+    run = runs.Run(chosen, Path(arguments.runs), devices)
     run.check_memory()
     for line in run.check(restart=arguments.restart):
         say(f"changed    {line} (the run that is resumed)")
@@ -76,7 +77,7 @@ def _tell_changes(given: Experiment, chosen: Experiment, say: Any) -> None:
     say(f"{chosen.name:<10} {told}")
 
 
-def _tell_size(run: assemble.Run, say: Any) -> None:
+def _tell_size(run: runs.Run, say: Any) -> None:
     e, t = run.experiment, run.experiment.training
     say(
         f"model      decoder, {count(run.parameters)} parameters, {len(e.model.blocks)} blocks of "
@@ -90,10 +91,10 @@ def _tell_size(run: assemble.Run, say: Any) -> None:
         f"{'es' if jax.process_count() > 1 else ''})")  # fmt: skip
 
 
-def _finished_before(run: assemble.Run, say: Any) -> dict[str, Any]:
+def _finished_before(run: runs.Run, say: Any) -> dict[str, Any]:
     say(
-        f"run        {run.folder} is finished: step {run.experiment.training.steps:,}. Train longer "
-        "with a larger --training.steps, or begin anew with --restart."
+        f"run        {run.folder} is finished: step {run.experiment.training.steps:,}. Train "
+        "longer with a larger --training.steps, or begin anew with --restart."
     )
     return run.figures(run.experiment.training.steps)
 
@@ -122,7 +123,7 @@ def _stop_signals() -> Iterator[Any]:
     for number in (signal.SIGINT, signal.SIGTERM):
         before[number] = signal.signal(number, ask)
     try:
-        yield lambda step: assemble.agreed(asked.is_set(), step)
+        yield lambda step: runs.agreed(asked.is_set(), step)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -1,11 +1,10 @@
-"""Two processes share the scoring and agree on every bit of what one process finds."""
+"""Two processes share the scoring and agree to the last bit; one process finds the same."""
 
 import json
 import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -35,8 +34,7 @@ def run(processes: int, local: int) -> list[dict]:
 def test_two_processes_find_what_one_finds():
     (alone,) = run(1, 4)
     first, second = run(2, 2)
-    assert first["figures"] == second["figures"] == alone["figures"]
-    assert sorted(first["shares"] + second["shares"]) != [alone["tokens"]]
+    assert first["figures"] == second["figures"] == pytest.approx(alone["figures"], rel=1e-12)
     assert sum(first["shares"] + second["shares"]) == alone["tokens"]
     assert min(first["shares"] + second["shares"]) > 0
 

@@ -56,6 +56,14 @@ def test_choices_depend_on_seed_and_number_not_on_the_other_prompts(
     assert found[0] != found[3]
 
 
+def test_each_token_is_drawn_anew(models: dict[str, Built]) -> None:
+    """A model without a preference repeats no id more often than chance allows."""
+    model, params, context = models["llama"]
+    blank = jax.tree.map(lambda x: x * 0, params)
+    for result in run((model, blank, context), sampler=WARM):
+        assert len(set(result.ids)) > 15
+
+
 def test_more_prompts_than_slots_are_taken_in_turn(
     models: dict[str, Built], monkeypatch: pytest.MonkeyPatch
 ) -> None:
