@@ -25,7 +25,7 @@ from lm.checkpoint.store import Store, open_store
 from lm.config import diff, from_plain, to_plain
 from lm.data.loader import Loader
 from lm.errors import CheckpointError, ResourceError
-from lm.evaluate.evaluator import Context
+from lm.evaluate.evaluator import Context, Evaluator
 from lm.experiment import Experiment
 from lm.generate.sampling import Sampler
 from lm.generate.text import complete
@@ -225,9 +225,7 @@ class Run:
             if live is not None:
                 live.close()
 
-    def _evaluators(
-        self, ground: assemble.Ground
-    ) -> dict[str, Callable[[Params], dict[str, float]]]:
+    def _evaluators(self, ground: assemble.Ground) -> dict[str, Evaluator]:
         e = self.experiment
         context = Context(
             placed=self.program.placed,

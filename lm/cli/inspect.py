@@ -85,7 +85,7 @@ def _sizes(experiment: Experiment, program: Program) -> dict[str, Any]:
     leaves = jax.tree_util.tree_leaves_with_path(program.state.trainable)
     for path, leaf in leaves:
         rows.append((dotted(path), str(leaf.shape), str(leaf.sharding.spec), leaf.size))
-    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    widths = [max(len(str(row[i])) for row in rows) for i in range(3)]
     print(f"\n{'parameter':<{widths[0]}}  {'shape':<{widths[1]}}  {'split':<{widths[2]}}  numbers")
     for name, shape, split, size in rows:
         split = split.replace("PartitionSpec", "")
