@@ -32,18 +32,23 @@ class Rope:
     scaling: LlamaScaling | None = None
 
     def frequencies(self, head_width: int) -> np.ndarray:
-        """Radians a position for each of the H/2 pairs of features; float32."""
+        """Radians a position for each of the H/2 pairs of features; float32.
+
+        Rounded step by step as transformers does: at position 2,048 one unit in the last place
+        of a frequency moves logits by more than 1e-4.
+        """
         if head_width % 2:
             raise ConfigError(f"rotary positions need an even head_width, found {head_width}.")
-        exponents = np.arange(0, head_width, 2, dtype=np.float64) / head_width
-        plain = self.theta**-exponents
+        one = np.float32
+        exponents = np.arange(0, head_width, 2, dtype=np.float32) / one(head_width)
+        plain = one(1) / (self.theta ** exponents.astype(np.float64)).astype(np.float32)
         if self.scaling is None:
-            return plain.astype(np.float32)
+            return plain
         s = self.scaling
-        wavelengths = 2 * math.pi / plain
-        smooth = (s.original_length / wavelengths - s.low) / (s.high - s.low)
-        smooth = np.clip(smooth, 0.0, 1.0)
-        return ((1 - smooth) * plain / s.factor + smooth * plain).astype(np.float32)
+        wavelengths = one(2 * math.pi) / plain
+        smooth = (one(s.original_length) / wavelengths - one(s.low)) / one(s.high - s.low)
+        smooth = np.clip(smooth, one(0), one(1))
+        return (one(1) - smooth) * plain / one(s.factor) + smooth * plain
 
 
 @dataclass(frozen=True, kw_only=True)

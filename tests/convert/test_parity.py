@@ -12,6 +12,8 @@ from lm.convert.export import export
 from lm.convert.families import family_of
 from lm.convert.safetensors import open_tensors
 from lm.convert.weights import import_tree
+from lm.layers.position import LlamaScaling, Rope
+from lm.models.llama import llama
 from lm.tokenizers.bytes import ByteTokenizer
 
 pytestmark = pytest.mark.parity
@@ -143,3 +145,14 @@ def test_what_transformers_saves_is_read_by_the_same_table(decoders, random_para
     assert again.blocks == decoder.blocks
     found = import_tree(again, open_tensors(tmp_path / "theirs"), family.rules)
     jax.tree.map(np.testing.assert_array_equal, found, params)
+
+
+def test_logits_agree_at_position_two_thousand(random_params, our_logits, tmp_path):
+    """Where one unit in the last place of a rotary frequency would show."""
+    rope = Rope(theta=500_000.0, scaling=LlamaScaling(original_length=512))
+    decoder = llama(259, width=256, blocks=4, num_heads=4, num_kv_heads=2, mlp=512, rope=rope)
+    params = random_params(decoder)
+    export(decoder, params, TOKENIZER, tmp_path / "o", facts=FACTS)
+    ids = np.random.default_rng(0).integers(0, 259, (1, 2048), dtype=np.int32)
+    theirs = their_logits(tmp_path / "o", ids)
+    np.testing.assert_allclose(theirs, our_logits(decoder)(params, ids), rtol=0, atol=1e-4)
