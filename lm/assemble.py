@@ -4,6 +4,7 @@
 touch data and disk.
 """
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from lm.checkpoint.layout import (
     load_json,
     newest,
 )
+from lm.checkpoint.lock import cannot_write
 from lm.checkpoint.restore import restore_params
 from lm.config import from_plain
 from lm.convert.card import Facts
@@ -218,10 +220,20 @@ def check_prompts(opened: Opened, prompts: Sequence[str]) -> None:
 
 
 def write_json_text(path: Path, value: Any) -> None:
-    """A JSON file in one step."""
+    """A JSON file of a run, in one step.
+
+    Raises:
+        ResourceError: the run's folder takes nothing.
+    """
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise cannot_write(path.parent, error) from error
 
 
 def _tensor_ways(model: Decoder, devices: int) -> int:

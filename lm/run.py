@@ -1,5 +1,6 @@
 """A run on disk and on the devices: opened, compared, restored, trained, closed."""
 
+import contextlib
 import json
 import os
 import time
@@ -20,16 +21,18 @@ from lm.checkpoint.layout import (
     load_json,
     steps,
 )
+from lm.checkpoint.lock import LOCK, Lock, cannot_write
 from lm.checkpoint.record import make_record
 from lm.checkpoint.store import Store, open_store
 from lm.config import diff, from_plain, to_plain
-from lm.data.loader import Loader
-from lm.errors import CheckpointError, ResourceError
+from lm.data.loader import Loader, Stream
+from lm.errors import CheckpointError, ConfigError
 from lm.evaluate.evaluator import Context, Evaluator
 from lm.experiment import Experiment
 from lm.generate.sampling import Sampler
 from lm.generate.text import complete
 from lm.parallel.place import own_rows, to_global
+from lm.track.format import rate
 from lm.track.report import write_report
 from lm.track.tracker import Fanout
 from lm.train.loop import Job, Times
@@ -39,6 +42,7 @@ from lm.train.state import TrainState
 from lm.train.throughput import memory_peak_gib, peak_flops, speed
 
 Say = Callable[[str], None]
+SUMMARY = "summary.json"
 AGREE_EVERY = 8
 """Steps between two looks of all processes at whether one of them was asked to stop."""
 FIXED = ("model", "objective", "data", "tokenizer", "prepare", "training.seed",
@@ -58,7 +62,11 @@ class Run:
         self.flops = assemble.flops_per_token(experiment, self.program.placed)
         self.peak = peak_flops(devices)
         self.store: Store | None = None
+        self.stream: Stream | None = None
         self.track: Fanout | None = None
+        self.lock: Lock | None = None
+        self.before: Experiment | None = None
+        """What the run on disk was made with, where there is one."""
         self.last: dict[str, float | None] = {}
         self.held_out: dict[str, dict[str, float]] = {}
         self.rates: list[float] = []
@@ -69,13 +77,15 @@ class Run:
         Raises:
             CheckpointError: it was made with another model, data or seed, and no restart is asked.
         """
-        file = self.folder / EXPERIMENT
-        if restart or not file.exists():
+        found = None if restart else self._found()
+        if found is None:
             return []
-        saved = from_plain(Experiment, load_json(self.folder, EXPERIMENT), str(file))
+        with contextlib.suppress(ConfigError):  # parts of the user's own are compared as JSON
+            self.before = from_plain(Experiment, found)
+        saved = found if self.before is None else to_plain(self.before)
         changes = list(diff(saved, self.experiment))
         wrong = [c for c in changes if _is_fixed(c[0])]
-        kinds = (type(saved.optimizer).__name__, type(self.experiment.optimizer).__name__)
+        kinds = (saved["optimizer"]["kind"], type(self.experiment.optimizer).__name__)
         if kinds[0] != kinds[1]:
             wrong.append(("optimizer", *kinds))
         if wrong:
@@ -88,6 +98,45 @@ class Run:
             )
         return [f"{path} {_short(old)} -> {_short(new)}" for path, old, new in changes]
 
+    def _found(self) -> dict[str, Any] | None:
+        """The experiment of the run on disk, as JSON; None where there is no run.
+
+        Raises:
+            CheckpointError: files that are no run's, or a run whose experiment is unreadable.
+        """
+        made = steps(self.folder)
+        for folder in (self.folder, *reversed(made)):
+            if (folder / EXPERIMENT).exists():
+                found = load_json(folder, EXPERIMENT)
+                if isinstance(found.get("optimizer"), dict) and "kind" in found["optimizer"]:
+                    return found
+                raise CheckpointError(
+                    f"{folder / EXPERIMENT}: not the experiment of a run. Give this run another "
+                    "name (--name NAME), or move the folder aside and begin anew (--restart)."
+                )
+        try:
+            others = {entry.name for entry in self.folder.iterdir()} - {LOCK}
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise cannot_write(self.folder, error) from error
+        if others:
+            raise CheckpointError(
+                f"{self.folder}: holds {', '.join(sorted(others)[:4])}, and is no run. Give this "
+                "run another name (--name NAME), or keep runs elsewhere (--runs DIR)."
+            )
+        return None
+
+    def claim(self) -> None:
+        """Make the run's folder, and keep every other training out of it until ``close``.
+
+        Raises:
+            CheckpointError: another process trains this run.
+            ResourceError: the folder cannot be written to.
+        """
+        if jax.process_index() == 0:
+            self.lock = Lock(self.folder)
+
     def check_memory(self) -> None:
         """Refuse a state that cannot fit, before anything is allocated.
 
@@ -99,10 +148,11 @@ class Run:
         what = "parameters, gradients and optimizer state alone"
         refuse_beyond(state + gradients, self.devices, what)
 
-    def finished(self) -> bool:
-        """Whether the run on disk has made all its steps."""
+    def finished(self) -> int | None:
+        """The last step of the run on disk, if that is all that is asked for; else None."""
         made = steps(self.folder)
-        return bool(made) and int(made[-1].name) >= self.experiment.training.steps
+        last = int(made[-1].name) if made else 0
+        return last if last >= self.experiment.training.steps else None
 
     def compile(self, say: Say) -> Any:
         """The compiled step.
@@ -121,8 +171,21 @@ class Run:
             say(f"memory     {told}")
         return compiled
 
-    def begin(self, ground: assemble.Ground, *, restart: bool, say: Say) -> tuple[Job, TrainState]:
+    def begin(
+        self,
+        ground: assemble.Ground,
+        *,
+        restart: bool,
+        say: Say,
+        profiled: tuple[int, int] | None = None,
+    ) -> tuple[Job, TrainState]:
         """Open the folder, restore or make the state, and hand out the loop's job.
+
+        Args:
+            ground: tokenizer, data and held-out set.
+            restart: move a run that is there aside.
+            say: hears of what is done, a line each.
+            profiled: the first and the last step to trace.
 
         Raises:
             CheckpointError, ResourceError, CorpusError: what is there cannot be used.
@@ -145,12 +208,18 @@ class Run:
             state, start = restored.state, restored.step
             position = int(restored.data["position"])
             say(f"run        {self.folder}, resuming at step {start:,}")
+            self._tell_schedule(start, say)
         else:
             state = self.program.init(jax.random.key(e.training.seed))
             say(f"run        {self.folder}")
         self.track = e.tracking.build(
             self.folder, restored_step=start, total_steps=e.training.steps
         )
+        if profiled is not None and not start < profiled[0] <= profiled[1] <= e.training.steps:
+            raise ConfigError(
+                f"--profile {profiled[0]}:{profiled[1]}: this run makes steps {start + 1:,} to "
+                f"{e.training.steps:,}. Name steps among these."
+            )
         rows = own_rows(self.program.batch.rows.sharding, e.training.sequences)
         skipped = tuple(tuple(s) for s in restored.data.get("skipped", ())) if restored else ()
         loader = Loader(
@@ -176,7 +245,26 @@ class Run:
             save=self._save,
             stop_requested=lambda _: False,
         )
+        if profiled is not None:
+            job = job._replace(trace=Trace(self.folder / "profile", profiled, say))
         return job, state
+
+    def _tell_schedule(self, step: int, say: Say) -> None:
+        """What the learning rate does where a resumed run follows another schedule."""
+        now, before = self.experiment, self.before
+        if before is None or step < 1:
+            return
+        length = now.training.steps
+        old: Any = before.optimizer.learning_rate(before.training.steps)
+        new: Any = now.optimizer.learning_rate(length)
+        if before.training.steps != length or float(old(step)) != float(new(step)):
+            was, following, last = (
+                rate(float(x)) for x in (old(step - 1), new(step), new(length - 1))
+            )
+            say(
+                f"schedule   the learning rate of step {step:,} was {was}; by the schedule of "
+                f"{length:,} steps it is {following} next, and {last} at the end"
+            )
 
     def show_samples(self, say: Say) -> None:
         """Write the samples that the experiment asks for, and keep them beside the run."""
@@ -198,17 +286,33 @@ class Run:
         kept = [{"prompt": made.prompt, "text": made.text} for made in texts]
         assemble.write_json_text(self.folder / "samples.json", kept)
 
+    def finish_saving(self) -> None:
+        """Wait until the last save is whole.
+
+        Raises:
+            CheckpointError: it failed; the ones before it are untouched.
+        """
+        if self.store is not None:
+            self.store.wait()
+        if self.track is not None:
+            self.track.close()
+
     def figures(self, step: int) -> dict[str, Any]:
         """The run in figures, as ``--json`` gives them."""
-        made = steps(self.folder)
+        made, held_out = steps(self.folder), self.held_out
+        fast = float(np.median(self.rates)) if self.rates else None
+        if fast is None and (self.folder / SUMMARY).is_file():  # no step was made: as it was told
+            told = load_json(self.folder, SUMMARY)
+            if told.get("step") == step:
+                held_out, fast = told.get("held_out", {}), told.get("tokens_per_second")
         return {
             "run": str(self.folder),
             "step": step,
             "finished": step >= self.experiment.training.steps,
             "tokens": step * self.experiment.training.tokens_per_step,
-            "tokens_per_second": float(np.median(self.rates)) if self.rates else None,
+            "tokens_per_second": fast,
             "parameters": self.parameters,
-            "held_out": self.held_out,
+            "held_out": held_out,
             "checkpoint": str(made[-1]) if made else None,
         }
 
@@ -216,14 +320,17 @@ class Run:
         """Draw the report; None on all processes but the first."""
         if jax.process_index() != 0:
             return None
-        assemble.write_json_text(self.folder / "summary.json", self.figures(step))
+        assemble.write_json_text(self.folder / SUMMARY, self.figures(step))
         return write_report(self.folder)
 
     def close(self) -> None:
-        """Finish the last save and let go of files and threads."""
-        for live in (getattr(self, "stream", None), self.store, self.track):
-            if live is not None:
-                live.close()
+        """Finish the last save and let go of files, threads and the folder."""
+        with contextlib.ExitStack() as last:
+            if self.lock is not None:
+                last.callback(self.lock.release)
+            for live in (self.track, self.store, self.stream):
+                if live is not None:
+                    last.callback(live.close)
 
     def _evaluators(self, ground: assemble.Ground) -> dict[str, Evaluator]:
         e = self.experiment
@@ -238,21 +345,19 @@ class Run:
         return {x.name: x.build(context) for x in usable}
 
     def _open_folder(self, *, restart: bool) -> None:
-        if jax.process_index() != 0:
+        if self.lock is None:
             return
         try:
-            if restart and self.folder.exists():
-                aside = self.folder.with_name(
-                    f"{self.folder.name}.{time.strftime('%Y%m%d-%H%M%S')}"
-                )
+            if restart and any(entry.name != LOCK for entry in self.folder.iterdir()):
+                now = time.strftime("%Y%m%d-%H%M%S")
+                aside = self.folder.with_name(f"{self.folder.name}.{now}")
                 os.replace(self.folder, aside)
-            self.folder.mkdir(parents=True, exist_ok=True)
-            assemble.write_json_text(self.folder / EXPERIMENT, to_plain(self.experiment))
+                self.lock.folder = aside
+                held, self.lock = self.lock, Lock(self.folder)
+                held.release()
         except OSError as error:
-            raise ResourceError(
-                f"{self.folder}: the run's folder cannot be written ({error.strerror}). Free "
-                "space, mend its permissions, or put runs elsewhere with --runs DIR."
-            ) from error
+            raise cannot_write(self.folder, error) from error
+        assemble.write_json_text(self.folder / EXPERIMENT, to_plain(self.experiment))
 
     def _track(self, step: int, values: Mapping[str, float], times: Times) -> None:
         e = self.experiment
@@ -302,6 +407,27 @@ def agreed(asked: bool, step: int) -> bool:  # noqa: FBT001
 def with_name(experiment: Experiment, name: str | None) -> Experiment:
     """The same experiment under another name."""
     return experiment if name is None else replace(experiment, name=name)
+
+
+class Trace:
+    """Called before each step: traces some of them with JAX's profiler."""
+
+    def __init__(self, folder: Path, steps: tuple[int, int], say: Say) -> None:
+        self.folder, self.steps, self.say = folder, steps, say
+        self.on = False
+
+    def __call__(self, step: int, state: Any) -> None:
+        """Step ``step`` comes next; ``state`` is that of the step before, perhaps in flight."""
+        first, last = self.steps
+        if step == first:
+            jax.block_until_ready(state)
+            jax.profiler.start_trace(self.folder)
+            self.on = True
+        elif self.on and step > last:
+            jax.block_until_ready(state)
+            jax.profiler.stop_trace()
+            self.on = False
+            self.say(f"profile    steps {first:,} to {last:,} in {self.folder}")
 
 
 def _every(interval: int | None) -> Callable[[int], bool]:

@@ -1,8 +1,9 @@
 """What every verb takes.  Standard library only: help and mistakes answer at once."""
 
 import argparse
+import re
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from lm import __version__
 from lm.errors import ConfigError, did_you_mean
@@ -14,6 +15,10 @@ CHECKPOINT = "a run's folder (its newest whole checkpoint), or one of its checkp
 class Parser(argparse.ArgumentParser):
     """Reports a mistake as one of ours, with the nearest right name."""
 
+    def __init__(self, **settings: Any) -> None:
+        """No option may be shortened: ``--n`` could as well be a value of the config."""
+        super().__init__(**settings, allow_abbrev=False)
+
     def error(self, message: str) -> NoReturn:
         """Turn argparse's message into a paragraph.
 
@@ -23,7 +28,56 @@ class Parser(argparse.ArgumentParser):
         names = [o for a in self._actions for o in a.option_strings if o.startswith("--")]
         said = message.split(": ")[-1].split()
         hint = did_you_mean(said[0], names) if said and said[0].startswith("--") else ""
+        if choice := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
+            hint = did_you_mean(choice[1], re.findall(r"[\w-]+", choice[2]))
         raise ConfigError(f"{self.prog}: {message}. {hint}See: {self.prog} --help")
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """Reads a whole number that is ``least`` or more."""
+
+    def read(word: str) -> int:
+        if not re.fullmatch(r"-?[0-9][0-9_]*", word):
+            raise argparse.ArgumentTypeError(f"{word!r} is not a whole number")
+        if int(word) < least:
+            raise argparse.ArgumentTypeError(f"{word} is too little; give {least} or more")
+        return int(word)
+
+    return read
+
+
+def number(fits: Callable[[float], bool], wanted: str) -> Callable[[str], float]:
+    """Reads a number that fits; ``wanted`` says in words which do."""
+
+    def read(word: str) -> float:
+        try:
+            value = float(word)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{word!r} is not a number") from None
+        if not fits(value):
+            raise argparse.ArgumentTypeError(f"{word}: give {wanted}")
+        return value
+
+    return read
+
+
+def steps(word: str) -> tuple[int, int]:
+    """Reads ``10:13``, the first and the last of some steps."""
+    found = re.fullmatch(r"([0-9]+):([0-9]+)", word)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise argparse.ArgumentTypeError(f"{word!r}: give the first and the last step, as 10:13")
+    return int(found[1]), int(found[2])
+
+
+def span(word: str) -> float:
+    """Reads ``3h50m``, ``90s`` or ``1d``: seconds."""
+    parts = re.findall(r"([0-9]+(?:\.[0-9]+)?)([dhms])", word)
+    if not parts or "".join(n + unit for n, unit in parts) != word:
+        raise argparse.ArgumentTypeError(f"{word!r}: give a time such as 3h50m, 90s or 1d")
+    return sum(float(n) * SECONDS[unit] for n, unit in parts)
+
+
+SECONDS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -32,9 +86,10 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     Raises:
         ConfigError: an unknown verb or option, a missing or malformed value.
     """
-    if len(argv) > 0 and not argv[0].startswith("-") and argv[0] not in VERBS:
+    words = (*VERBS, *HELP, "--version")
+    if argv and argv[0] not in words:
         raise ConfigError(
-            f"lm: no verb {argv[0]!r}. {did_you_mean(argv[0], VERBS)}"
+            f"lm: no verb {argv[0]!r}. {did_you_mean(argv[0], words)}"
             f"Choose from: {', '.join(VERBS)}."
         )
     parser = Parser(prog="lm", description=DESCRIPTION, epilog=EPILOG, formatter_class=FORMAT)
@@ -49,6 +104,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     return arguments, rest
 
 
+HELP = ("-h", "--help")
 FORMAT = argparse.RawDescriptionHelpFormatter
 DESCRIPTION = "Pretrain, evaluate and export language models in JAX."
 EPILOG = """\
@@ -97,7 +153,9 @@ def _tokenizer(verbs: argparse._SubParsersAction, name: str) -> None:
         default="sentencepiece",
         help="sentencepiece (default), bpe (byte-level, Hugging Face), bytes or characters",
     )
-    train.add_argument("--vocab-size", type=int, metavar="N", help="ids in all, special ones too")
+    train.add_argument(
+        "--vocab-size", type=whole(1), metavar="N", help="ids in all, special ones too"
+    )
     train.add_argument("--out", required=True, metavar="DIR", help="folder to write; must be new")
     train.add_argument("--field", default="text", help="field of JSONL records (default: text)")
     _json(train)
@@ -121,7 +179,7 @@ def _corpus(verbs: argparse._SubParsersAction, name: str) -> None:
     tokenize.add_argument("--out", required=True, metavar="DIR", help="folder to write; new")
     tokenize.add_argument(
         "--held-out",
-        type=float,
+        type=number(lambda x: 0 <= x < 1, "a share from 0 up to, but not, 1"),
         default=0.0,
         metavar="FRACTION",
         help="share of the documents never to train on (default: 0)",
@@ -147,6 +205,18 @@ def _train(verbs: argparse._SubParsersAction, name: str) -> None:
     parser.add_argument(
         "--restart", action="store_true", help="move a run of this name aside and begin anew"
     )
+    parser.add_argument(
+        "--stop-after",
+        type=span,
+        metavar="TIME",
+        help="save and end in good order after this time, as 3h50m; the same command goes on",
+    )
+    parser.add_argument(
+        "--profile",
+        type=steps,
+        metavar="A:B",
+        help="trace steps A to B with JAX's profiler, into RUN/profile",
+    )
     _json(parser)
 
 
@@ -164,12 +234,17 @@ def _evaluate(verbs: argparse._SubParsersAction, name: str) -> None:
         "--data", metavar="DIR|FILE", help="shards or text (default: the run's held-out set)"
     )
     parser.add_argument(
-        "--batch", type=int, metavar="N", help="rows of a batch (default: the run's)"
+        "--batch", type=whole(1), metavar="N", help="rows of a batch (default: the run's)"
     )
     parser.add_argument(
-        "--with", dest="evaluators", nargs="+", default=["perplexity"], metavar="EVALUATOR",
+        "--with",
+        dest="evaluators",
+        nargs="+",
+        choices=("perplexity",),
+        default=["perplexity"],
+        metavar="EVALUATOR",
         help="what to measure (default and only choice here: perplexity)",
-    )  # fmt: skip
+    )
     _json(parser)
 
 
@@ -186,15 +261,26 @@ def _generate(verbs: argparse._SubParsersAction, name: str) -> None:
     parser.add_argument(
         "--prompt", action="append", metavar="P", help="a text to go on from; may be repeated"
     )
-    parser.add_argument("--max-tokens", type=int, default=200, metavar="N", help="default: 200")
     parser.add_argument(
-        "--temperature", type=float, default=0.8, help="0 takes the likeliest (default: 0.8)"
+        "--max-tokens", type=whole(1), default=200, metavar="N", help="default: 200"
     )
-    parser.add_argument("--top-k", type=int, metavar="K", help="choose among the K likeliest")
     parser.add_argument(
-        "--top-p", type=float, metavar="P", help="choose among the likeliest that sum to P"
+        "--temperature",
+        type=number(lambda x: 0 <= x < float("inf"), "0 (always the likeliest token) or more"),
+        default=0.8,
+        metavar="X",
+        help="0 takes the likeliest (default: 0.8)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="same seed, same text (default: 0)")
+    parser.add_argument("--top-k", type=whole(1), metavar="K", help="choose among the K likeliest")
+    parser.add_argument(
+        "--top-p",
+        type=number(lambda x: 0 < x <= 1, "a probability above 0 and up to 1"),
+        metavar="P",
+        help="choose among the likeliest that sum to P",
+    )
+    parser.add_argument(
+        "--seed", type=whole(0), default=0, metavar="N", help="same seed, same text (default: 0)"
+    )
     parser.add_argument(
         "--stop", action="append", default=[], metavar="S", help="end before this text; repeatable"
     )
@@ -225,8 +311,10 @@ def _inspect(verbs: argparse._SubParsersAction, name: str) -> None:
         verbs,
         name,
         "Show a config, run or checkpoint: sizes, shardings, settings, what it stands on.",
-        "Of a checkpoint, --verify reads everything back and compares it with its digests.",
+        "Of a checkpoint, --verify reads everything back and compares it with its digests.  Of a\n"
+        "config, values can be changed as for lm train.",
     )
+    parser.set_defaults(overrides=True)
     parser.add_argument("thing", metavar="CONFIG|RUN|CHECKPOINT", help="what to look at")
     parser.add_argument(
         "--verify", action="store_true", help="check every leaf and file of a checkpoint"

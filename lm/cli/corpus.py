@@ -11,9 +11,8 @@ from lm.tokenizers.load import load_tokenizer
 from lm.track.format import duration
 
 
-def run(arguments: argparse.Namespace, rest: list[str]) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Tokenise; returns the exit code."""
-    del rest
     out, began = Path(arguments.out), time.perf_counter()
     with people(arguments.json):
         tokenizer = load_tokenizer(Path(arguments.tokenizer))

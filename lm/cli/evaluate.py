@@ -11,26 +11,14 @@ from lm import assemble
 from lm.cli.output import people, write_json
 from lm.corpus.readers import read_documents
 from lm.data.shards import Shards
-from lm.errors import ConfigError, did_you_mean
 from lm.evaluate.evaluator import Context, Figures
 from lm.evaluate.perplexity import Perplexity, Scorer, score_texts
 from lm.shards import MANIFEST, read_manifest
 from lm.track.format import duration
 
-EVALUATORS = ("perplexity",)
 
-
-def run(arguments: argparse.Namespace, rest: list[str]) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Score; returns the exit code."""
-    del rest
-    for name in arguments.evaluators:
-        if name not in EVALUATORS:
-            raise ConfigError(
-                f"--with {name}: no such evaluator. {did_you_mean(name, EVALUATORS)}"
-                f"Choose from: {', '.join(EVALUATORS)}."
-            )
-    if arguments.batch is not None and arguments.batch < 1:
-        raise ConfigError(f"--batch {arguments.batch}: ask for 1 row or more.")
     with people(arguments.json):
         figures = _score(arguments)
     write_json(arguments.json, figures)

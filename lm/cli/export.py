@@ -13,9 +13,8 @@ from lm.convert.export import export
 from lm.track.format import count, duration
 
 
-def run(arguments: argparse.Namespace, rest: list[str]) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Export; returns the exit code."""
-    del rest
     with people(arguments.json):
         figures = _export(arguments)
     write_json(arguments.json, figures)

@@ -7,19 +7,15 @@ import jax
 
 from lm import assemble
 from lm.cli.output import people, write_json
-from lm.errors import ConfigError
 from lm.generate.sampling import Sampler
 from lm.generate.text import Completion, complete
 
 
-def run(arguments: argparse.Namespace, rest: list[str]) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Generate; returns the exit code."""
-    del rest
     sampler = Sampler(
         temperature=arguments.temperature, top_k=arguments.top_k, top_p=arguments.top_p
     )
-    if arguments.max_tokens < 1:
-        raise ConfigError(f"--max-tokens {arguments.max_tokens}: ask for 1 or more.")
     prompts = arguments.prompt or [""]
     with people(arguments.json):
         made = _write(arguments, prompts, sampler)

@@ -10,7 +10,6 @@ from lm import assemble
 from lm.checkpoint.layout import is_whole, load_json, newest, steps
 from lm.checkpoint.restore import verify
 from lm.cli.output import people, write_json
-from lm.cli.overrides import load_experiment
 from lm.config import from_plain, to_plain
 from lm.errors import CheckpointError
 from lm.experiment import Experiment
@@ -21,17 +20,18 @@ from lm.train.memory import bytes_on_device
 from lm.train.program import Program, parameter_count
 
 
-def run(arguments: argparse.Namespace, rest: list[str]) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Show; returns the exit code: 2 where a checkpoint does not verify."""
-    del rest
     path = Path(arguments.thing)
     with people(arguments.json):
         if path.is_dir():
             figures = _folder(path, verified=arguments.verify)
         else:
             if arguments.verify:
-                raise CheckpointError(f"{path}: --verify reads a checkpoint, and this is a config.")
-            figures = _config(load_experiment(arguments.thing))
+                raise CheckpointError(
+                    f"{path}: --verify reads a checkpoint, and this is a config. Leave it out."
+                )
+            figures = _config(arguments.experiment)
     write_json(arguments.json, figures)
     return 0
 

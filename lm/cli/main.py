@@ -1,23 +1,30 @@
-"""The command line: a verb's module is loaded when that verb is chosen, and not before."""
+"""The command line: what a verb needs is loaded when that verb is chosen, and not before.
 
+A mistake answers as early as it can be seen: words first, then files that are named, then the
+config (which loads JAX), and only then the verb with all that it stands on.
+"""
+
+import argparse
 import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 
-from lm.cli.arguments import parse
+from lm.checkpoint.layout import newest
+from lm.cli.arguments import HELP, Parser, parse
+from lm.cli.output import check_target
 from lm.errors import ResourceError, UserError
-
-CONFIG_HELP = ("-h", "--help")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a verb; returns the exit code: 0 done, 2 a user's mistake, 3 a plan that does not fit."""
+    """Run a verb; returns the exit code: 0 done, 2 a user's mistake, 130 stopped at once."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         return _run(words)
     except UserError as error:
-        print(f"lm: {error}" if not str(error).startswith("lm") else str(error), file=sys.stderr)
+        told = " ".join(str(error).split())
+        print(told if told.startswith("lm") else f"lm: {told}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("lm: stopped.", file=sys.stderr)
@@ -34,14 +41,17 @@ def _run(words: list[str]) -> int:
         len(words) > 2
         and words[0] == "train"
         and not words[1].startswith("-")
-        and any(word in CONFIG_HELP for word in words[2:])
+        and any(word in HELP for word in words[2:])
     )
-    known = [w for w in words if w not in CONFIG_HELP] if about_config else words
+    known = [w for w in words if w not in HELP] if about_config else words
     arguments, rest = parse(known or ["--help"])
     if about_config:
-        rest = [*rest, "--help"]
+        given = import_module("lm.cli.config").load_experiment(arguments.config)
+        import_module("lm.cli.listing").show_values(given, arguments.config)
+        return 0
+    _look_first(arguments, rest)
     try:
-        return import_module(f"lm.cli.{arguments.verb}").run(arguments, rest)
+        return import_module(f"lm.cli.{arguments.verb}").run(arguments)
     except MemoryError as error:
         raise ResourceError(
             f"memory: this machine has not enough of it ({error or 'allocation failed'}). "
@@ -54,6 +64,31 @@ def _run(words: list[str]) -> int:
                 "sequences a step, more microbatches, execution.remat=block, or more devices."
             ) from error
         raise
+
+
+def _look_first(arguments: argparse.Namespace, rest: list[str]) -> None:
+    """Find what can be wrong without the verb, and give it the experiment that a config names.
+
+    Raises:
+        UserError: a file that is missing or cannot be written, a config or a value in it.
+    """
+    if arguments.json is not None:
+        check_target(arguments.json)
+    named = vars(arguments)
+    if "checkpoint" in named:
+        newest(Path(arguments.checkpoint))
+    config = named.get("config") or named.get("thing")
+    if config is None or ("thing" in named and Path(config).is_dir()):
+        if rest:
+            Parser(prog=f"lm {arguments.verb}").error(
+                f"unrecognized arguments: {' '.join(rest)}; only a config's values can be changed"
+            )
+        return
+    # The experiment's parts are JAX's; the verb's own libraries are as many again.
+    arguments.given = import_module("lm.cli.config").load_experiment(config)
+    override = import_module("lm.cli.overrides").override
+    arguments.experiment = override(arguments.given, rest)
+    arguments.words = rest
 
 
 if __name__ == "__main__":

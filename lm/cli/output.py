@@ -21,6 +21,25 @@ def people(json_to: str | None) -> Iterator[None]:
         yield
 
 
+def check_target(json_to: str) -> None:
+    """Make sure that the figures can be written, before the work that they are of is done.
+
+    Raises:
+        ResourceError: the file cannot be written.
+    """
+    if json_to == "-":
+        return
+    path = Path(json_to)
+    if path.is_dir():
+        raise ResourceError(f"--json {path}: a folder. Name a file in it.")
+    try:
+        probe = _beside(path)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
 def write_json(json_to: str | None, value: Any) -> None:
     """The figures as JSON: to stdout (``-``), to a file in one step, or nowhere.
 
@@ -35,11 +54,23 @@ def write_json(json_to: str | None, value: Any) -> None:
         sys.stdout.flush()
         return
     path = Path(json_to)
+    temporary = _beside(path)
     try:
-        temporary = path.with_name(path.name + ".tmp")
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
     except OSError as error:
-        raise ResourceError(
-            f"{path}: the figures cannot be written ({error.strerror}). Give --json another path."
-        ) from error
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise _unwritable(path, error) from error
+
+
+def _beside(path: Path) -> Path:
+    """A name of this process's own, for what is not whole yet."""
+    return path.with_name(f"{path.name}.{os.getpid()}.tmp")
+
+
+def _unwritable(path: Path, error: OSError) -> ResourceError:
+    return ResourceError(
+        f"--json {path}: the figures cannot be written there ({error.strerror or error}). Name "
+        "another file."
+    )

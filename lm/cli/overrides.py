@@ -1,148 +1,203 @@
-"""A config file or experiment.json to an Experiment, and values changed on the command line."""
+"""Values of an experiment that are changed on the command line.
 
-import contextlib
+``--optimizer.schedule.peak 2e-4`` names a value by its place in the experiment; parts (dataclasses)
+are changed in a config file.  All changes are made together, so that what two of them agree on is
+checked once.
+"""
+
 import dataclasses
-import importlib.util
-import io
+import functools
 import json
-import re
-import sys
-import traceback
+import types
+import typing
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
-
-import tyro
+from typing import Any, Literal, NamedTuple, Union
 
 from lm.config import from_plain
-from lm.errors import ConfigError, UserError, did_you_mean
+from lm.errors import ConfigError, did_you_mean
 from lm.experiment import Experiment
 
-
-def load_experiment(given: str) -> Experiment:
-    """The experiment of ``path.py[:function]`` or of an ``experiment.json``.
-
-    Raises:
-        ConfigError: no such file or function, or one that does not give an Experiment.
-    """
-    name, _, function = given.partition(":") if not Path(given).exists() else (given, "", "")
-    path = Path(name)
-    if path.is_dir() and (path / "experiment.json").is_file():
-        path = path / "experiment.json"
-    if not path.is_file():
-        raise ConfigError(_missing(path))
-    if path.suffix == ".json":
-        try:
-            plain = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ConfigError(f"{path}: not JSON: {error}.") from error
-        return from_plain(Experiment, plain, str(path))
-    if path.suffix != ".py":
-        raise ConfigError(f"{path}: a config is a Python file or an experiment.json.")
-    return _from_python(path, function or "experiment")
+NONE = ("None", "none", "null")
+BOOLEANS = {"True": True, "true": True, "False": False, "false": False}
 
 
-def override(experiment: Experiment, words: Sequence[str], prog: str) -> Experiment:
-    """The experiment with values replaced, as ``--optimizer.schedule.peak 2e-4``.
+class Place(NamedTuple):
+    """A value that can be set."""
+
+    value: Any
+    """As the experiment has it."""
+    kind: Any
+    """The type that its field is declared with."""
+
+
+class _Change(NamedTuple):
+    value: Any
+
+
+def override(experiment: Experiment, words: Sequence[str]) -> Experiment:
+    """The experiment with values replaced, as ``--optimizer.schedule.peak 2e-4`` says.
 
     Raises:
         ConfigError: an unknown name or a value of the wrong kind, with the nearest right one.
-        SystemExit: help was asked for and printed.
     """
     if not words:
         return experiment
-    names = dict(_names(experiment))
-    for word in words:
-        if not word.startswith("--") or word == "--help":
-            continue
-        name = word[2:].split("=")[0].replace("-", "_")
-        if name not in names:
-            raise ConfigError(f"{name}: {_unknown(name, names)}")
-    told = io.StringIO()
+    known = dict(places(experiment))
+    tree: dict[str, Any] = {}
+    for name, given in _pairs(words):
+        place = _place(experiment, name, given, known)
+        *parents, last = name.split(".")
+        node = functools.reduce(lambda node, key: node.setdefault(key, {}), parents, tree)
+        if not isinstance(node, dict):
+            raise ConfigError(f"--{name}: {'.'.join(parents)} is given as well. Give one of both.")
+        node[last] = _Change(_read(place, given, name))
     try:
-        with contextlib.redirect_stderr(told):
-            return tyro.cli(
-                Experiment,
-                prog=prog,
-                default=experiment,
-                args=list(words),
-                config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
-            )
-    except SystemExit as exit_:
-        if exit_.code in (0, None):
-            raise
-        raise ConfigError(_paragraph(told.getvalue(), prog)) from exit_
+        return _rebuilt(experiment, tree)
+    except ConfigError as error:
+        raise ConfigError(f"{' '.join(words)}: {error}") from error
 
 
-def _from_python(path: Path, function: str) -> Experiment:
-    spec = importlib.util.spec_from_file_location(f"lm_config_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"{path}: cannot be loaded as Python.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    try:
-        spec.loader.exec_module(module)
-        make = getattr(module, function, None)
-        if not callable(make):
-            there = [
-                n for n, v in vars(module).items() if callable(v) and v.__module__ == spec.name
-            ]
-            raise ConfigError(
-                f"{path}: no function {function!r}. {did_you_mean(function, there)}"
-                f"It has: {', '.join(there) or 'none'}."
-            )
-        made = make()
-    except UserError as error:
-        raise ConfigError(f"{path}: {error}") from error
-    except Exception as error:
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
-        line = frames[-1].lineno if frames else getattr(error, "lineno", None)
-        where = f"{path}:{line}" if line else str(path)
-        raise ConfigError(f"{where}: {type(error).__name__}: {error}. Mend the config.") from error
-    if not isinstance(made, Experiment):
-        raise ConfigError(f"{path}: {function}() gives a {type(made).__name__}, not an Experiment.")
-    return made
-
-
-def _missing(path: Path) -> str:
-    folder = path.parent
-    near = [str(p) for p in folder.glob("*") if p.suffix in (".py", ".json") or p.is_dir()]
-    there = f"{folder} does not exist either. " if not folder.is_dir() else ""
-    hint = f"{there}{did_you_mean(str(path), near)}"
-    return f"{path}: no such config. {hint}Give a path like configs/quickstart.py."
-
-
-def _names(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def places(value: Any, kind: Any = Experiment, path: str = "") -> Iterator[tuple[str, Place]]:
     """Every value that can be set, by its dotted name."""
     if dataclasses.is_dataclass(value):
+        kinds = typing.get_type_hints(type(value))
         for f in dataclasses.fields(value):
-            yield from _names(getattr(value, f.name), f"{path}.{f.name}" if path else f.name)
+            below = f"{path}.{f.name}" if path else f.name
+            yield from places(getattr(value, f.name), kinds[f.name], below)
     elif isinstance(value, tuple) and any(dataclasses.is_dataclass(x) for x in value):
         for i, item in enumerate(value):
-            yield from _names(item, f"{path}.{i}")
+            yield from places(item, Any, f"{path}.{i}")
     else:
-        yield path, value
+        yield path, Place(value, kind)
 
 
-def _unknown(name: str, names: dict[str, Any]) -> str:
-    kinds = sorted({n[: len(name)] for n in names if n.startswith(name + ".")})
-    if kinds:
-        below = [n for n in names if n.startswith(name + ".")]
-        return (
-            "is a part, not a value; the command line changes values, a config file changes parts. "
-            f"Its values: {', '.join('--' + n for n in below[:6])}."
-        )
+def _pairs(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """(dotted name, the words of its value) for each option."""
+    name, given = "", []
+    for word in words:
+        if word.startswith("--"):
+            if name:
+                yield name, given
+            option, equals, value = word[2:].partition("=")
+            name, given = option.replace("-", "_"), [value] if equals else []
+        elif not name:
+            raise ConfigError(
+                f"{word!r}: stands alone. Changes are written as --NAME VALUE, for instance "
+                "--training.steps 500."
+            )
+        else:
+            given.append(word)
+    yield name, given
+
+
+def _place(experiment: Experiment, name: str, given: list[str], known: dict[str, Place]) -> Place:
+    if name in known:
+        return known[name]
+    below = [n for n in known if n.startswith(name + ".")]
+    if not below:
+        raise ConfigError(_unknown(name, known))
+    if len(given) == 1 and given[0] in NONE:  # a part that may be left out
+        parent, _, field = name.rpartition(".")
+        owner = functools.reduce(_member, parent.split(".") if parent else [], experiment)
+        kind = typing.get_type_hints(type(owner)).get(field)
+        if type(None) in typing.get_args(kind):
+            return Place(None, type(None))
+    raise ConfigError(
+        f"--{name}: a part, not a value. The command line changes values, a config file changes "
+        f"parts. Its values: {', '.join('--' + n for n in below[:6])}."
+    )
+
+
+def _member(value: Any, key: str) -> Any:
+    return value[int(key)] if isinstance(value, tuple) else getattr(value, key)
+
+
+def _unknown(name: str, known: dict[str, Place]) -> str:
     parent = name.rpartition(".")[0]
-    siblings = [n for n in names if n.rpartition(".")[0] == parent]
-    return (
-        f"no such name. {did_you_mean('--' + name, ['--' + n for n in names])}"
-        + (f"Beside it stand: {', '.join('--' + n for n in siblings[:8])}." if siblings else "")
-    ).strip()
+    beside = [n for n in known if n.rpartition(".")[0] == parent]
+    hint = did_you_mean("--" + name, ["--" + n for n in known])
+    there = f"Beside it stand: {', '.join('--' + n for n in beside[:8])}." if beside else ""
+    return f"--{name}: no such name. {hint}{there or 'lm train CONFIG --help lists all.'}"
 
 
-def _paragraph(told: str, prog: str) -> str:
-    """Tyro's box as one paragraph."""
-    plain = re.sub(r"[│╭╮╰╯─┌┐└┘]", " ", told)
-    parts = [" ".join(part.split()) for part in re.split(r"\n\s*-{10,}\s*\n", plain)]
-    said = [p for p in parts[1:] if p and not p.startswith("For full helptext")]
-    return f"{' '.join(said) or ' '.join(plain.split())} See: {prog} --help"
+def _rebuilt(value: Any, tree: dict[str, Any]) -> Any:
+    """The value with the changes of a tree made, the innermost parts first."""
+    if isinstance(value, tuple):
+        return tuple(
+            _changed(item, tree[str(i)]) if str(i) in tree else item for i, item in enumerate(value)
+        )
+    new = {name: _changed(getattr(value, name), node) for name, node in tree.items()}
+    return dataclasses.replace(value, **new)
+
+
+def _changed(value: Any, node: Any) -> Any:
+    return node.value if isinstance(node, _Change) else _rebuilt(value, node)
+
+
+def _read(place: Place, given: list[str], name: str) -> Any:
+    """The value that some words mean where this kind of value is wanted."""
+    options = _options(place.kind)
+    if type(None) in options and len(given) == 1 and given[0] in NONE:
+        return None
+    for option in options:
+        try:
+            return from_plain(option, _plain(option, given), name)
+        except (ConfigError, ValueError):
+            continue
+    told = " ".join(given)
+    said = (
+        f"{told!r} is not {_spell(options)}" if given else f"no value; it takes {_spell(options)}"
+    )
+    choices = [
+        str(c) for o in options if typing.get_origin(o) is Literal for c in typing.get_args(o)
+    ]
+    raise ConfigError(
+        f"--{name}: {said}. {did_you_mean(told, choices)}It is now {_shown(place.value)}."
+    )
+
+
+def _options(kind: Any) -> tuple[Any, ...]:
+    if typing.get_origin(kind) in (Union, types.UnionType):
+        return typing.get_args(kind)
+    return (kind,)
+
+
+def _plain(kind: Any, given: list[str]) -> Any:
+    """The words as JSON would hold them for this type.
+
+    Raises:
+        ValueError: they cannot be of this type.
+    """
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is tuple and len(arguments) == 2 and arguments[1] is Ellipsis:
+        return [_plain(arguments[0], [word]) for word in given]
+    (word,) = given
+    if kind is str:
+        return word
+    if kind is bool:
+        return BOOLEANS.get(word, word)
+    if kind in (int, float):
+        return kind(word)
+    if origin is Literal:
+        return next((choice for choice in arguments if str(choice) == word), word)
+    return json.loads(word)
+
+
+def _spell(options: Sequence[Any]) -> str:
+    return " or ".join(_spell_one(option) for option in options)
+
+
+def _spell_one(kind: Any) -> str:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, arguments))}"
+    if origin is tuple:
+        return f"a row of values, each {_spell_one(arguments[0])}"
+    names = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
+    if kind is type(None):
+        return "None"
+    return names.get(kind, "JSON of its kind")
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

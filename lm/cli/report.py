@@ -7,9 +7,8 @@ from lm.cli.output import people, write_json
 from lm.track.report import write_report
 
 
-def run(arguments: argparse.Namespace, rest: list[str]) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Draw; returns the exit code."""
-    del rest
     with people(arguments.json):
         page = write_report(Path(arguments.run))
         print(f"report     {page}")

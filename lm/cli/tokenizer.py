@@ -10,9 +10,8 @@ from lm.tokenizers.training import train_tokenizer
 from lm.track.format import duration
 
 
-def run(arguments: argparse.Namespace, rest: list[str]) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Train; returns the exit code."""
-    del rest
     out, began = Path(arguments.out), time.perf_counter()
     read = {"documents": 0, "bytes": 0}
 

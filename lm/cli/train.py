@@ -2,10 +2,11 @@
 
 import argparse
 import contextlib
+import shlex
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ import jax
 from lm import assemble
 from lm import run as runs
 from lm.cli.output import people, write_json
-from lm.cli.overrides import load_experiment, override
 from lm.config import diff
 from lm.experiment import Experiment
 from lm.parallel import distributed
@@ -23,47 +23,52 @@ from lm.track.format import count, duration, grouped
 from lm.train import loop
 
 
-def run(arguments: argparse.Namespace, rest: list[str]) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Train; returns the exit code."""
     with people(arguments.json):
-        figures = _train(arguments, rest)
-    write_json(arguments.json, figures)
+        figures = _train(arguments)
+    if jax.process_index() == 0:
+        write_json(arguments.json, figures)
     return 0
 
 
-def _train(arguments: argparse.Namespace, rest: list[str]) -> dict[str, Any]:
-    given = load_experiment(arguments.config)
-    chosen = override(given, rest, prog=f"lm train {arguments.config}")
-    chosen = runs.with_name(chosen, arguments.name)
+def _train(arguments: argparse.Namespace) -> dict[str, Any]:
+    started = time.monotonic()
+    chosen = runs.with_name(arguments.experiment, arguments.name)
     distributed.start()
     say = print if jax.process_index() == 0 else lambda *_: None
-    _tell_changes(given, chosen, say)
-    devices = jax.devices()
-    run = runs.Run(chosen, Path(arguments.runs), devices)
+    _tell_changes(arguments.given, chosen, say)
+    run = runs.Run(chosen, Path(arguments.runs), jax.devices())
     run.check_memory()
     for line in run.check(restart=arguments.restart):
         say(f"changed    {line} (the run that is resumed)")
     _tell_size(run, say)
-    if not arguments.restart and run.finished():
-        return _finished_before(run, say)
-    ground = assemble.ground(chosen, say)
-    began = time.perf_counter()
-    with _stop_signals() as stop, contextlib.closing(run):
-        job, state = run.begin(ground, restart=arguments.restart, say=say)
-        first = int(state.step)
-        state, step = loop.run(job._replace(stop_requested=stop), state)
-        jax.block_until_ready(state.step)
-    seconds = time.perf_counter() - began
-    if step < chosen.training.steps:
-        say(
-            f"stopped    at step {step:,} of {chosen.training.steps:,}; saved. Go on with: "
-            f"lm train {arguments.config}{_again(arguments, rest)}"
-        )
-    else:
-        say(f"finished   {step - first:,} steps in {duration(seconds)}")
-        run.show_samples(say)
-    figures = run.figures(step)
-    report = run.report(step)
+    made = None if arguments.restart else run.finished()
+    if made is not None:
+        return _finished_before(run, made, say)
+    with contextlib.closing(run):
+        run.claim()
+        ground = assemble.ground(chosen, say)
+        with _stop_signals(started, arguments.stop_after) as stop:
+            job, state = run.begin(
+                ground, restart=arguments.restart, say=say, profiled=arguments.profile
+            )
+            began, first = time.perf_counter(), int(state.step)
+            state, step = loop.run(job._replace(stop_requested=stop), state)
+            seconds = time.perf_counter() - began
+        run.finish_saving()
+        figures = run.figures(step)
+        if step < chosen.training.steps:
+            say(
+                f"stopped    at step {step:,} of {chosen.training.steps:,}; saved. Go on with: "
+                f"{_again(arguments)}"
+            )
+        else:
+            fast = figures["tokens_per_second"]
+            told = f", {count(fast)} tokens/s (median)" if fast else ""
+            say(f"finished   {step - first:,} steps in {duration(seconds)}{told}")
+            run.show_samples(say)
+        report = run.report(step)
     if report is not None:
         say(f"report     {report}")
     say(f"checkpoint {figures['checkpoint']}")
@@ -91,27 +96,31 @@ def _tell_size(run: runs.Run, say: Any) -> None:
         f"{'es' if jax.process_count() > 1 else ''})")  # fmt: skip
 
 
-def _finished_before(run: runs.Run, say: Any) -> dict[str, Any]:
+def _finished_before(run: runs.Run, step: int, say: Any) -> dict[str, Any]:
     say(
-        f"run        {run.folder} is finished: step {run.experiment.training.steps:,}. Train "
-        "longer with a larger --training.steps, or begin anew with --restart."
+        f"run        {run.folder} is finished: step {step:,}. Train longer with a larger "
+        "--training.steps, or begin anew with --restart."
     )
-    return run.figures(run.experiment.training.steps)
+    return run.figures(step)
 
 
-def _again(arguments: argparse.Namespace, rest: list[str]) -> str:
-    words = list(rest)
+def _again(arguments: argparse.Namespace) -> str:
+    words = ["lm", "train", arguments.config, *arguments.words]
     if arguments.runs != "runs":
         words += ["--runs", arguments.runs]
     if arguments.name:
         words += ["--name", arguments.name]
-    return "".join(f" {w}" for w in words)
+    return shlex.join(words)
 
 
 @contextlib.contextmanager
-def _stop_signals() -> Iterator[Any]:
-    """Within it, the first Ctrl-C or SIGTERM asks for a stop, and a second one stops at once."""
+def _stop_signals(started: float, stop_after: float | None) -> Iterator[Callable[[int], bool]]:
+    """Gives what says, after a step, whether to stop: Ctrl-C, SIGTERM, or the time is up.
+
+    A second signal stops at once.
+    """
     asked = threading.Event()
+    end = float("inf") if stop_after is None else started + stop_after
     before: dict[int, Any] = {}
 
     def ask(number: int, _: Any) -> None:
@@ -123,7 +132,7 @@ def _stop_signals() -> Iterator[Any]:
     for number in (signal.SIGINT, signal.SIGTERM):
         before[number] = signal.signal(number, ask)
     try:
-        yield lambda step: runs.agreed(asked.is_set(), step)
+        yield lambda step: runs.agreed(asked.is_set() or time.monotonic() >= end, step)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -46,6 +46,8 @@ class Job(NamedTuple):
     """(step, state, data position); returns once the state may change."""
     stop_requested: Callable[[int], bool]
     """Asked once after every step."""
+    trace: Callable[[int, TrainState], None] = lambda step, state: None
+    """(step that comes next, state so far): told before every step, and once after the last."""
 
 
 class Times(NamedTuple):
@@ -68,6 +70,7 @@ def run(job: Job, state: TrainState) -> tuple[TrainState, int]:
     reported = _Reports(job)
     step = start
     while step < job.steps:
+        job.trace(step + 1, state)
         began = time.perf_counter()
         host_batch = next(job.batches)
         waited = time.perf_counter() - began
@@ -88,6 +91,7 @@ def run(job: Job, state: TrainState) -> tuple[TrainState, int]:
         if stop:
             break
     reported.catch_up()
+    job.trace(job.steps + 1, state)
     return state, step
 
 
