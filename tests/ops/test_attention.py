@@ -1,0 +1,160 @@
+"""Both kernels against attention spelled out in numpy, float64, loops over query and key."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm.ops import attention
+from lm.ops.attention import Pattern, Where, attend
+
+B, T, H = 2, 29, 8
+CASES = {
+    "causal": ((4, 4), Pattern()),
+    "grouped": ((4, 2), Pattern()),
+    "one key head": ((4, 1), Pattern(scale=0.3)),
+    "window": ((4, 2), Pattern(window=5)),
+    "window of one": ((2, 2), Pattern(window=1)),
+    "window beyond a block": ((2, 1), Pattern(window=11)),
+    "soft cap": ((4, 2), Pattern(soft_cap=1.5)),
+    "both ways": ((4, 2), Pattern(causal=False)),
+    "both ways, window": ((2, 2), Pattern(causal=False, window=3)),
+}
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """29 queries are two blocks of 10 and a rest."""
+    monkeypatch.setattr(attention, "BLOCK", 10)
+
+
+def packed(cuts: list[list[int]], length: int = T) -> Where:
+    """Rows whose documents begin at 0 and at ``cuts``; a cut below 0 begins padding."""
+    segments, positions = np.zeros((2, len(cuts), length), np.int32)
+    for row, starts in enumerate(cuts):
+        edges = [0, *(abs(c) for c in starts), length]
+        for i, (start, stop) in enumerate(itertools.pairwise(edges)):
+            padding = i > 0 and starts[i - 1] < 0
+            segments[row, start:stop] = 0 if padding else i + 1
+            positions[row, start:stop] = np.arange(stop - start)
+    return Where(jnp.asarray(segments), jnp.asarray(positions))
+
+
+def seen(query: Where, key: Where, pattern: Pattern) -> np.ndarray:
+    query, key = (Where(*map(np.asarray, where)) for where in (query, key))
+    found = np.zeros((*query.segments.shape, key.segments.shape[1]), bool)
+    for b, t, s in np.ndindex(found.shape):
+        back = query.positions[b, t] - key.positions[b, s]
+        found[b, t, s] = (
+            query.segments[b, t] == key.segments[b, s]
+            and (back >= 0 or not pattern.causal)
+            and (pattern.window is None or abs(back) < pattern.window)
+        )
+    return found
+
+
+def reference(q, k, v, d_out, mask, pattern):
+    """Attention and its three gradients, by hand, one head at a time."""
+    q, k, v, d_out = (np.asarray(x, np.float64) for x in (q, k, v, d_out))
+    scale = pattern.scale or q.shape[-1] ** -0.5
+    out, dq, dk, dv = (np.zeros_like(x) for x in (q, q, k, v))
+    for b, n in np.ndindex(q.shape[0], q.shape[2]):
+        at = n // (q.shape[2] // k.shape[2])
+        raw = scale * q[b, :, n] @ k[b, :, at].T
+        capped = raw if pattern.soft_cap is None else pattern.soft_cap * np.tanh(
+            raw / pattern.soft_cap
+        )  # fmt: skip
+        slope = 1.0 if pattern.soft_cap is None else 1 - (capped / pattern.soft_cap) ** 2
+        powers = np.where(mask[b], np.exp(capped - capped.max(-1, keepdims=True)), 0)
+        p = powers / powers.sum(-1, keepdims=True)
+        out[b, :, n] = p @ v[b, :, at]
+        dp = d_out[b, :, n] @ v[b, :, at].T
+        ds = p * (dp - (dp * p).sum(-1, keepdims=True)) * slope * scale
+        dq[b, :, n] = ds @ k[b, :, at]
+        dk[b, :, at] += ds.T @ q[b, :, n]
+        dv[b, :, at] += p.T @ d_out[b, :, n]
+    return out, dq, dk, dv
+
+
+def draw(heads, length=T, seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = [(B, length, n, H) for n in (heads[0], heads[1], heads[1], heads[0])]
+    return [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
+
+
+@pytest.mark.parametrize("kernel", ["whole", "blocked"])
+@pytest.mark.parametrize("case", CASES)
+def test_kernels_and_their_gradients_equal_the_definition(case, kernel):
+    """Packed documents, one of them ending in padding; positions restart in each."""
+    heads, pattern = CASES[case]
+    q, k, v, d_out = draw(heads)
+    where = packed([[3, 14], [10, -21]])
+
+    @jax.jit
+    def found(q, k, v):
+        out, pull = jax.vjp(lambda *x: attend(*x, where, where, pattern, kernel), q, k, v)
+        return out, *pull(d_out)
+
+    expected = reference(q, k, v, d_out, seen(where, where, pattern), pattern)
+    for got, want in zip(found(q, k, v), expected, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize("kernel", ["whole", "blocked"])
+def test_the_order_in_which_keys_lie_does_not_matter(kernel):
+    """Segment and position say who sees whom, never an index: a cache may lie in any order."""
+    q, k, v, _ = draw((4, 2))
+    where, pattern = packed([[5], [20]]), Pattern(window=6)
+    order = np.random.default_rng(1).permutation(T)
+    shuffled = Where(where.segments[:, order], where.positions[:, order])
+    attention_of = jax.jit(attend, static_argnums=(5, 6))
+    straight = attention_of(q, k, v, where, where, pattern, "whole")
+    loose = pattern._replace(ordered=False)
+    mixed = attention_of(q, k[:, order], v[:, order], where, shuffled, loose, kernel)
+    np.testing.assert_allclose(mixed, straight, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kernel", ["whole", "blocked"])
+def test_bfloat16_comes_within_its_own_rounding(kernel):
+    """Scores and softmax stay float32: the error is that of operands of eight bits."""
+    exact = draw((4, 2))
+    narrow = [x.astype(jnp.bfloat16) for x in exact]
+    where, pattern = packed([[3, 14], [10]]), Pattern(window=9)
+    got = jax.jit(attend, static_argnums=(5, 6))(*narrow[:3], where, where, pattern, kernel)
+    assert got.dtype == jnp.bfloat16
+    want, *_ = reference(*narrow, seen(where, where, pattern), pattern)
+    np.testing.assert_allclose(np.asarray(got, np.float64), want, atol=2e-2)
+
+
+def test_auto_blocks_long_rows_and_no_short_ones(monkeypatch):
+    sizes = []
+    kept = attention._weighted
+
+    def watched(q, *rest):
+        sizes.append(q.shape[3])
+        return kept(q, *rest)
+
+    monkeypatch.setattr(attention, "_weighted", watched)
+    for length in (19, 29):
+        q, k, v, _ = draw((2, 2), length)
+        where = packed([[], []], length)
+        jax.eval_shape(lambda *x, w=where: attend(*x, w, w, Pattern()), q, k, v)
+    assert sizes == [19, 10, 10, 9]
+
+
+def test_blocked_leaves_out_keys_that_no_query_of_a_block_sees(monkeypatch):
+    keys = []
+    kept = attention._weighted
+
+    def watched(q, k, *rest):
+        keys.append(k.shape[2])
+        return kept(q, k, *rest)
+
+    monkeypatch.setattr(attention, "_weighted", watched)
+    q, k, v, _ = draw((2, 2))
+    where = packed([[], []])
+    for pattern in (Pattern(), Pattern(window=3)):
+        jax.eval_shape(lambda *x, p=pattern: attend(*x, where, where, p, "blocked"), q, k, v)
+    assert keys == [10, 20, 29, 10, 20, 19]
