@@ -52,6 +52,15 @@ def from_plain(kind: type[T], plain: Plain, where: str = "experiment") -> T:
     return cast(T, _read(kind, plain, where))
 
 
+def read_value(kind: Any, plain: Plain, where: str) -> Any:
+    """As ``from_plain``, for any type that a field may be declared with.
+
+    Raises:
+        ConfigError: a name, kind or value that does not fit; the message says where.
+    """
+    return _read(kind, plain, where)
+
+
 def diff(old: object, new: object, where: str = "") -> Iterator[tuple[str, Plain, Plain]]:
     """Each place where two configs differ, as (dotted path, old value, new value)."""
     yield from _diff(to_plain(old), to_plain(new), where)

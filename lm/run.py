@@ -154,6 +154,20 @@ class Run:
         last = int(made[-1].name) if made else 0
         return last if last >= self.experiment.training.steps else None
 
+    def check_profile(self, profiled: tuple[int, int], *, restart: bool) -> None:
+        """Refuse to trace steps that will not be made.
+
+        Raises:
+            ConfigError: they lie before or behind this training.
+        """
+        made, last = steps(self.folder), self.experiment.training.steps
+        start = int(made[-1].name) if made and not restart else 0
+        if not start < profiled[0] <= profiled[1] <= last:
+            raise ConfigError(
+                f"--profile {profiled[0]}:{profiled[1]}: this training makes steps {start + 1:,} "
+                f"to {last:,}. Name steps among these."
+            )
+
     def compile(self, say: Say) -> Any:
         """The compiled step.
 
@@ -215,11 +229,6 @@ class Run:
         self.track = e.tracking.build(
             self.folder, restored_step=start, total_steps=e.training.steps
         )
-        if profiled is not None and not start < profiled[0] <= profiled[1] <= e.training.steps:
-            raise ConfigError(
-                f"--profile {profiled[0]}:{profiled[1]}: this run makes steps {start + 1:,} to "
-                f"{e.training.steps:,}. Name steps among these."
-            )
         rows = own_rows(self.program.batch.rows.sharding, e.training.sequences)
         skipped = tuple(tuple(s) for s in restored.data.get("skipped", ())) if restored else ()
         loader = Loader(

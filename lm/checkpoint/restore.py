@@ -87,14 +87,17 @@ def restore_params(step: Path, abstract: Tree, part: str = "trainable") -> Tree:
         part: its name in the state.
 
     Raises:
-        CheckpointError: as ``restore``.
+        DamagedError, CheckpointError: as ``restore``.
     """
     hush_orbax()
     digests = _digests(step)
     wanted = {f"{part}.{name}": leaf for name, leaf in named_leaves(abstract).items()}
     stored = {name: leaf for name, leaf in digests.leaves.items() if name.startswith(part + ".")}
     _refuse_differences(step, differences(stored, wanted))
-    return _like(abstract, wanted, _read(step, digests, wanted))
+    try:
+        return _like(abstract, wanted, _read(step, digests, wanted))
+    except DamagedError as error:
+        raise DamagedError(f"{error} Use another step, or copy this one again.") from error
 
 
 def restore_newest(run: Path, abstract: Tree) -> Restored | None:
@@ -143,7 +146,7 @@ def verify(step: Path) -> list[str]:
     digests = _digests(step)
     problems = [f"file {name}" for name in damaged_files(step, digests)]
     try:
-        described = dict(_handler().metadata(epath.Path(step / STATE)).tree)
+        described = dict(_handler().metadata(epath.Path((step / STATE).absolute())).tree)
     except Exception as error:
         _refuse_unless_damage(step, error)
         return [*problems, f"its state ({_first_line(error)})"]
@@ -211,7 +214,7 @@ def _read_arrays(step: Path, stored: Mapping[str, jax.ShapeDtypeStruct]) -> dict
         for name, leaf in stored.items()
     }
     arguments = ocp.args.PyTreeRestore(dict(stored), restore_args=wanted, partial_restore=True)
-    return _handler().restore(epath.Path(step / STATE), args=arguments)
+    return _handler().restore(epath.Path((step / STATE).absolute()), args=arguments)
 
 
 def _handler() -> ocp.PyTreeCheckpointHandler:

@@ -78,7 +78,8 @@ def _is_own(value: object, module: str) -> bool:
 
 def _where(path: Path, error: Exception) -> str:
     """The line of the config at which it went wrong."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+    told = (str(path), str(path.absolute()))
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename in told]
     line = frames[-1].lineno if frames else getattr(error, "lineno", None)
     return f"{path}:{line}" if line else str(path)
 

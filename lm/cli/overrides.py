@@ -13,7 +13,7 @@ import typing
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple, Union
 
-from lm.config import from_plain
+from lm.config import read_value
 from lm.errors import ConfigError, did_you_mean
 from lm.experiment import Experiment
 
@@ -141,7 +141,7 @@ def _read(place: Place, given: list[str], name: str) -> Any:
         return None
     for option in options:
         try:
-            return from_plain(option, _plain(option, given), name)
+            return read_value(option, _plain(option, given), name)
         except (ConfigError, ValueError):
             continue
     told = " ".join(given)

@@ -46,6 +46,8 @@ def _train(arguments: argparse.Namespace) -> dict[str, Any]:
     made = None if arguments.restart else run.finished()
     if made is not None:
         return _finished_before(run, made, say)
+    if arguments.profile is not None:
+        run.check_profile(arguments.profile, restart=arguments.restart)
     with contextlib.closing(run):
         run.claim()
         ground = assemble.ground(chosen, say)
