@@ -61,7 +61,8 @@ def run(job: Job, state: TrainState) -> tuple[TrainState, int]:
     """Train from the state's step to the last, or to the step at which a stop was requested.
 
     Step n is in flight while the host reports step n - 1.  Before a save that very step's metrics
-    are read: a state nobody looked at is never kept.
+    are read: a state nobody looked at is never kept.  An evaluation comes before the save of its
+    step, so that a run that goes on from there has lost none.
 
     Raises:
         DivergedError: a loss that is not finite; checkpoints are as they were.
@@ -81,13 +82,14 @@ def run(job: Job, state: TrainState) -> tuple[TrainState, int]:
             reported.hand_over(step, metrics, waited)
         stop = job.stop_requested(step)
         last = step == job.steps
+        evaluate = job.evaluate_at(step) or last
+        if evaluate and not stop:
+            reported.evaluate(step, state.trainable)
         if job.save_at(step) or stop or last:
             reported.catch_up()
             job.save(step, state, job.batches.position)
-        if job.evaluate_at(step) or (last and not stop):
-            reported.catch_up()
-            job.evaluate(step, state.trainable)
-            reported.pause()
+        if evaluate and stop:  # whoever asked may not wait for long: the state comes first
+            reported.evaluate(step, state.trainable)
         if stop:
             break
     reported.catch_up()
@@ -113,8 +115,10 @@ class _Reports:
         before, self.waiting = self.waiting, None
         self._report(before)
 
-    def pause(self) -> None:
-        """What happened since the last report was no training."""
+    def evaluate(self, step: int, params: Params) -> None:
+        """Report all that was handed over, then evaluate; the time it takes is no training."""
+        self.catch_up()
+        self.job.evaluate(step, params)
         self.last_read = time.perf_counter()
 
     def _report(self, handed: tuple[int, Metrics, float] | None) -> None:

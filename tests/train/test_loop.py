@@ -141,7 +141,7 @@ def test_the_last_step_is_looked_at_before_it_is_saved():
     assert not [e for e in events if e[0] == "save"]
 
 
-def test_a_stop_saves_and_leaves_without_evaluating():
+def test_a_stop_saves_and_leaves():
     events, last = recorded(steps=9, stop=(3, 4))
     assert last == 3
     assert events[-1] == ("save", 3, 12)
@@ -149,11 +149,19 @@ def test_a_stop_saves_and_leaves_without_evaluating():
     assert not [e for e in events if e[0] == "evaluate"]
 
 
-def test_evaluation_comes_after_the_step_it_belongs_to_and_at_the_end():
+def test_an_evaluation_comes_before_the_save_of_its_step():
+    """Killed after the save, the run goes on from there and has the evaluation already."""
     events, _ = recorded(steps=4, evaluate=(2,), save=(2,))
-    order = [e for e in events if e[0] in ("evaluate", "save", "dispatch")]
-    assert order[1:4] == [("dispatch", 2), ("save", 2, 8), ("evaluate", 2)]
-    assert order[-1] == ("evaluate", 4)
+    order = [e for e in events if e[0] in ("track", "evaluate", "save", "dispatch")]
+    assert order[2:6] == [("track", 1), ("track", 2), ("evaluate", 2), ("save", 2, 8)]
+    assert order[-2:] == [("evaluate", 4), ("save", 4, 16)]
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_who_asked_for_a_stop_does_not_wait_for_an_evaluation(step):
+    """It comes after the save; the last step has one in any case."""
+    events, _ = recorded(steps=4, evaluate=(2,), stop=(step,))
+    assert events[-2:] == [("save", step, 4 * step), ("evaluate", step)]
 
 
 def test_a_finished_state_takes_no_step():
