@@ -60,7 +60,14 @@ def start_sums(leaves: Mapping[str, Array]) -> dict[str, Array]:
     Each result is two uint32 lanes, replicated over the devices of its leaf.  Call it before the
     leaves are donated.  It compiles once for each kind of leaf (shape, dtype, sharding).
     """
-    return {name: _summing(leaf.sharding)(leaf) for name, leaf in leaves.items()}
+    sums: dict[str, Array] = {}
+    for name, leaf in leaves.items():
+        sums[name] = _summing(leaf.sharding)(leaf)
+        if len(leaf.sharding.device_set) > 1 and jax.default_backend() == "cpu":
+            # Virtual devices share a few threads: with several programs under way, each of which
+            # waits for all devices, the threads may all wait for ever (jaxlib 0.10.2).
+            jax.block_until_ready(sums[name])
+    return sums
 
 
 def read_sums(sums: Mapping[str, Array]) -> dict[str, str]:

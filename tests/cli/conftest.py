@@ -47,6 +47,14 @@ def save_run(experiment: Experiment, folder: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _compiled_afresh():
+    """No test reads or writes the user's own cache of compiled programs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", "")
+        yield
+
+
 @pytest.fixture(scope="session")
 def made(tmp_path_factory) -> dict[str, Path]:
     """``tiny``: the run of configs/smoke/tiny.py; ``capped``: one that no other format has."""

@@ -88,6 +88,8 @@ def test_answers_come_soon_and_without_a_traceback(words, code, seconds):
         took.append(_children() - before)
         assert done.returncode == code, done.stderr
         assert "Traceback" not in done.stderr
+        if min(took) < seconds:
+            return
     assert min(took) < seconds
 
 
