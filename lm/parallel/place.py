@@ -22,6 +22,8 @@ def to_global(batch: Any, abstract: Any) -> Any:
     def one(local: np.ndarray, want: jax.ShapeDtypeStruct) -> jax.Array:
         sharding = cast(NamedSharding, want.sharding)
         exact = np.ascontiguousarray(local, dtype=want.dtype)
-        return jax.make_array_from_process_local_data(sharding, exact, want.shape)
+        # With several processes JAX takes this for an implicit transfer; it is meant.
+        with jax.transfer_guard_host_to_device("allow"):
+            return jax.make_array_from_process_local_data(sharding, exact, want.shape)
 
     return jax.tree.map(one, batch, abstract)
