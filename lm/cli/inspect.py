@@ -1,6 +1,7 @@
 """``lm inspect``: what a config, a run or a checkpoint is."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from lm.cli.output import people, write_json
 from lm.config import from_plain, to_plain
 from lm.errors import CheckpointError
 from lm.experiment import Experiment
-from lm.parallel.mesh import describe
+from lm.parallel.mesh import describe, one_device
 from lm.parallel.shardings import dotted
 from lm.track.format import count
 from lm.train.memory import bytes_on_device
@@ -63,7 +64,9 @@ def _folder(path: Path, *, verified: bool) -> dict[str, Any]:
     print(f"versions   {', '.join(f'{name} {v}' for name, v in versions.items())}")
     data = load_json(step, "data.json")
     print(f"data       {data.get('position'):,} sequences consumed")
-    program = assemble.program(experiment, jax.devices()[:1])
+    # Whatever mesh made it need not be here: as it stands on one device.
+    alone = replace(experiment, parallel=one_device(experiment.parallel))
+    program = assemble.program(alone, jax.devices()[:1])
     figures |= {"data": data, "experiment": to_plain(experiment), **_sizes(experiment, program)}
     _show_settings(experiment)
     if verified:

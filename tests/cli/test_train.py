@@ -11,6 +11,7 @@ from lm.cli.main import main
 from tests.cli.conftest import TINY
 
 SHORT = ["--optimizer.schedule.warmup", "1", "--training.length", "16"]
+SHORT += ["--parallel.mesh.data", "8", "--parallel.mesh.fsdp", "1"]
 
 
 class Told(NamedTuple):
