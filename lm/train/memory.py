@@ -1,7 +1,7 @@
 """How much memory arrays need on a device, and how much it has."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,9 @@ def device_memory(devices: Sequence[Any]) -> int | None:
 
     Devices that are a machine's own processor share what the machine has free.
     """
-    told = devices[0].memory_stats()
-    if told and "bytes_limit" in told:
+    own = [device for device in devices if device.process_index == jax.process_index()]
+    told = memory_stats(own[0]) if own else {}
+    if "bytes_limit" in told:
         return int(told["bytes_limit"])
     if devices[0].platform != "cpu":
         return None
@@ -43,8 +44,14 @@ def device_memory(devices: Sequence[Any]) -> int | None:
     except OSError:
         return None
     free = next((line for line in lines if line.startswith("MemAvailable:")), None)
-    here = sum(device.process_index == jax.process_index() for device in devices)
-    return int(free.split()[1]) * 1024 // max(1, here) if free else None
+    return int(free.split()[1]) * 1024 // max(1, len(own)) if free else None
+
+
+def memory_stats(device: Any) -> Mapping[str, int]:
+    """What a device tells of its memory; nothing where it belongs to another process."""
+    if device.process_index != jax.process_index():
+        return {}
+    return device.memory_stats() or {}
 
 
 def refuse_beyond(need: int, devices: Sequence[Any], what: str) -> None:

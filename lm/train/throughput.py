@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lm.models.flops import Flops
+from lm.train.memory import memory_stats
 
 PEAK_FLOPS = {
     "TPU v4": 275e12,
@@ -52,7 +53,7 @@ def speed(
 
 def memory_peak_gib(device: Any) -> float:
     """The most memory used so far: of the device where it tells, else of this process."""
-    told = device.memory_stats() or {}
+    told = memory_stats(device)
     if "peak_bytes_in_use" in told:
         return told["peak_bytes_in_use"] / 2**30
     unit = 1 if sys.platform == "darwin" else 1024

@@ -27,8 +27,23 @@ def test_a_donated_argument_is_counted_once():
     assert kept - given == 2**20
 
 
+def gpu(process: int) -> SimpleNamespace:
+    """A device of 1 GiB that answers its own process alone."""
+
+    def stats():
+        assert process == 0
+        return {"bytes_limit": 2**30}
+
+    return SimpleNamespace(memory_stats=stats, platform="gpu", process_index=process)
+
+
+def test_devices_of_other_processes_are_not_asked():
+    assert device_memory([gpu(1), gpu(1), gpu(0)]) == 2**30
+    assert device_memory([gpu(1)]) is None
+
+
 def test_what_does_not_fit_is_refused_with_both_figures():
-    devices = [SimpleNamespace(memory_stats=lambda: {"bytes_limit": 2**30}, platform="gpu")]
+    devices = [gpu(0)]
     assert device_memory(devices) == 2**30
     refuse_beyond(2**30, devices, "x")
     with pytest.raises(ResourceError, match=r"the state need 1\.50 GiB.*a device has 1\.00 GiB"):

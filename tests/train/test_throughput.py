@@ -10,7 +10,7 @@ from lm.train.throughput import memory_peak_gib, peak_flops, speed
 
 
 def device(kind, stats=None):
-    return SimpleNamespace(device_kind=kind, memory_stats=lambda: stats)
+    return SimpleNamespace(device_kind=kind, memory_stats=lambda: stats, process_index=0)
 
 
 @pytest.mark.parametrize(
