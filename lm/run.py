@@ -226,9 +226,10 @@ class Run:
         else:
             state = self.program.init(jax.random.key(e.training.seed))
             say(f"run        {self.folder}")
-        self.track = e.tracking.build(
-            self.folder, restored_step=start, total_steps=e.training.steps
-        )
+        if jax.process_index() == 0:
+            self.track = e.tracking.build(
+                self.folder, restored_step=start, total_steps=e.training.steps
+            )
         rows = own_rows(self.program.batch.rows.sharding, e.training.sequences)
         skipped = tuple(tuple(s) for s in restored.data.get("skipped", ())) if restored else ()
         loader = Loader(
