@@ -7,8 +7,8 @@ holds out Macbeth, Twelfth Night, Henry V and The Tempest.
 from lm.corpus.prepare import Prepare, TrainTokenizer
 from lm.experiment import Evaluation, Experiment, Samples
 from lm.models.llama import llama
-from lm.optim.adamw import AdamW
-from lm.optim.schedule import Cosine
+from lm.optim.muon import Muon
+from lm.optim.schedule import Wsd
 from lm.train.step import Training
 
 
@@ -27,9 +27,9 @@ def experiment() -> Experiment:
                 "tempest_gut.txt",
             ),
         ),
-        training=Training(steps=600, sequences=16, length=256),
-        optimizer=AdamW(schedule=Cosine(peak=4e-3, warmup=50, floor=0.05), decay=0.1),
+        training=Training(steps=900, sequences=8, length=256),
+        optimizer=Muon(schedule=Wsd(peak=1e-2, warmup=30, decay=0.6, floor=0.02)),
         evaluation=Evaluation(
-            every=200, samples=Samples(prompts=("",), each=5, tokens=300, temperature=0.8)
+            every=450, samples=Samples(prompts=("",), each=5, tokens=300, temperature=0.8)
         ),
     )

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -154,6 +155,7 @@ def open_checkpoint(
     *,
     parallel: Parallel | None = None,
     change: Callable[[Decoder], Decoder] = lambda model: model,
+    exact: bool = False,
 ) -> Opened:
     """The parameters of a checkpoint, verified; the optimizer's state is not read.
 
@@ -162,6 +164,7 @@ def open_checkpoint(
         devices: where to put the parameters.
         parallel: the mesh; None: fsdp over all devices.
         change: what to change of the model; its parameters must stay the same.
+        exact: compute in float32, so that no figure depends on batch or mesh.
 
     Raises:
         CheckpointError: not a checkpoint, or a damaged one.
@@ -170,9 +173,10 @@ def open_checkpoint(
     experiment = from_plain(Experiment, load_json(folder, EXPERIMENT), str(folder / EXPERIMENT))
     record = load_json(folder, RECORD)
     tokenizer = load_tokenizer(folder / TOKENIZER)
-    placed = place_model(
-        change(experiment.model), experiment.execution, parallel or Parallel(), devices
-    )
+    execution = experiment.execution
+    if exact:
+        execution = replace(execution, compute_dtype="float32", reduce_dtype=None)
+    placed = place_model(change(experiment.model), execution, parallel or Parallel(), devices)
     params = restore_params(folder, placed.params)
     return Opened(folder, experiment, record, tokenizer, placed, params)
 

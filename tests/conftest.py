@@ -13,6 +13,9 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 )
 
+# A killed test may leave a torn entry in the cache of compiled programs.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = ""
+
 import pytest
 
 ROOT = Path(__file__).parent.parent

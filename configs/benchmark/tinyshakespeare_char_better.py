@@ -23,7 +23,7 @@ def experiment() -> Experiment:
             tokenizer=TrainTokenizer(algorithm="characters"),
             held_out=Tail(fraction=0.1),
         ),
-        training=Training(steps=1500, sequences=12, length=64),
-        optimizer=Muon(schedule=Cosine(peak=8e-3, warmup=50, floor=0.0)),
+        training=Training(steps=800, sequences=12, length=64),
+        optimizer=Muon(schedule=Cosine(peak=8e-3, warmup=30, floor=0.02)),
         evaluation=Evaluation(sequences=96),
     )

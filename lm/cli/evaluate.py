@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _score(arguments: argparse.Namespace) -> dict[str, Any]:
-    opened = assemble.open_checkpoint(Path(arguments.checkpoint), jax.devices())
+    opened = assemble.open_checkpoint(Path(arguments.checkpoint), jax.devices(), exact=True)
     context = assemble.evaluation_context(opened, arguments.batch)
     print(f"checkpoint {opened.folder}, step {opened.step:,}")
     began = time.perf_counter()
