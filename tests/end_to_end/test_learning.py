@@ -1,5 +1,7 @@
 """A small model learns what can be learned, and the same numbers every time."""
 
+from functools import cache
+
 import jax
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from lm.data.synthetic import Synthetic
 from lm.models.llama import llama
 from lm.objectives.causal import CausalLm
 from lm.optim.adamw import AdamW
-from lm.optim.schedule import Constant, Cosine
+from lm.optim.schedule import Constant
 from lm.parallel.mesh import Mesh
 from lm.parallel.place import to_global
 from lm.train.program import build_program
@@ -22,35 +24,41 @@ VOCAB = 64
 MODEL = llama(VOCAB, width=32, blocks=2, num_heads=4, num_kv_heads=2, mlp=64)
 GOLDEN = [
     4.6204,
-    4.40055,
-    3.92337,
-    3.43727,
-    3.21083,
-    2.73885,
-    2.48389,
-    2.20781,
-    2.00201,
-    1.87707,
-    1.7658,
-    1.49007,
-    1.39564,
-    1.3349,
-    1.25275,
-    1.24902,
-    1.15259,
-    1.12659,
-    1.1079,
-    1.08769,
+    4.43019,
+    4.04039,
+    3.60881,
+    3.40971,
+    2.89407,
+    2.56593,
+    2.19373,
+    1.86724,
+    1.66943,
+    1.37891,
+    1.12505,
+    0.90137,
+    0.75711,
+    0.60809,
+    0.52678,
+    0.41862,
+    0.37327,
+    0.32142,
+    0.25054,
 ]
 """Losses of 20 steps; they move when what is computed moves, and then someone must say why."""
 
 
-def losses(optimizer, steps: int, batches) -> list[float]:
-    training = Training(steps=steps, sequences=8, length=32, seed=3)
-    program = build_program(place(MODEL, Mesh(fsdp=1), 1), CausalLm(), optimizer, training)
-    state, found = program.init(jax.random.key(training.seed)), []
+@cache
+def program():
+    """Compiled once for both tests."""
+    adam = AdamW(schedule=Constant(peak=1e-2, warmup=10), decay=0.1, clip=1.0)
+    training = Training(steps=150, sequences=8, length=32)
+    return build_program(place(MODEL, Mesh(fsdp=1), 1), CausalLm(z_loss=1e-4), adam, training)
+
+
+def losses(steps: int, batches) -> list[float]:
+    state, found = program().init(jax.random.key(3)), []
     for _, batch in zip(range(steps), batches, strict=False):
-        state, metrics = program.step(state, to_global(batch, program.batch))
+        state, metrics = program().step(state, to_global(batch, program().batch))
         found.append(metrics["loss"])
     return [float(x) for x in found]
 
@@ -68,13 +76,11 @@ def test_a_tiny_model_learns_one_batch_of_noise_by_heart():
     batch: Batch = next(stream(32))
     ids = rng.integers(0, VOCAB, (8, 33)).astype(np.int32)
     noise = batch._replace(inputs=batch.inputs._replace(ids=ids[:, :-1]), targets=ids[:, 1:])
-    adam = AdamW(schedule=Constant(peak=1e-2, warmup=10), decay=0.0)
-    found = losses(adam, 150, iter(lambda: noise, None))
+    found = losses(150, iter(lambda: noise, None))
     assert found[0] > np.log(VOCAB) - 0.2
     assert found[-1] < 0.1
 
 
 def test_the_losses_of_twenty_steps_are_what_they_were():
-    adam = AdamW(schedule=Cosine(peak=5e-3, warmup=4), decay=0.1)
-    found = losses(adam, 20, stream(24))
+    found = losses(20, stream(24))
     assert found == pytest.approx(GOLDEN, rel=1e-4)

@@ -3,11 +3,24 @@
 import json
 from pathlib import Path
 
+import jax
 import pytest
 
 from lm.cli.main import main
 
 ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(autouse=True)
+def small_cost(monkeypatch):
+    """What a launcher may have set is no matter here; what is compiled runs a few times only."""
+    for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
+        monkeypatch.delenv(name, raising=False)
+    # In a process of many tests the cache of compiled programs stays as it is.
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def test_the_smoke_config_trains_and_every_verb_reads_what_it_made(tmp_path, capsys, monkeypatch):
@@ -34,7 +47,8 @@ def test_the_smoke_config_trains_and_every_verb_reads_what_it_made(tmp_path, cap
     assert {"config.json", "README.md"} <= set(out["files"])
     again = lm("train", config, "--training.steps", "12", "--optimizer.schedule.warmup", "2")
     assert again["step"] == 12
-    assert "is finished: step 12" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "is finished: step 12" in told
 
 
 def test_a_config_that_is_not_there_is_one_paragraph_and_exit_2(capsys):
@@ -42,12 +56,3 @@ def test_a_config_that_is_not_there_is_one_paragraph_and_exit_2(capsys):
     told = capsys.readouterr().err
     assert "configs/smoke/tinny.py" in told
     assert "Traceback" not in told
-
-
-@pytest.fixture(autouse=True)
-def quiet_environment(monkeypatch):
-    """What a launcher may have set is no matter here."""
-    for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
-        monkeypatch.delenv(name, raising=False)
-    # In a process of many tests the cache of compiled programs stays as it is.
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
