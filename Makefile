@@ -37,7 +37,7 @@ check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
-	$(BIN)/codespell lm launch configs tests README.md
+	$(BIN)/codespell lm launch configs README.md
 
 bench: $(VENV)/installed-parity
 	$(BIN)/python tests/benchmarks/step.py

@@ -26,7 +26,10 @@ def experiment() -> Experiment:
         ),
         training=Training(steps=2000, sequences=12, length=64),
         optimizer=AdamW(
-            schedule=Cosine(peak=3e-3, warmup=100, floor=0.03), b2=0.99, decay=0.1, decay_tables=True
+            schedule=Cosine(peak=3e-3, warmup=100, floor=0.03),
+            b2=0.99,
+            decay=0.1,
+            decay_tables=True,
         ),
         evaluation=Evaluation(sequences=96),
     )

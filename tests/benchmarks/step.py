@@ -125,9 +125,7 @@ def race(sides: list[str], vocab: int, turns: int, steps: int) -> dict[str, list
     workers: dict[str, subprocess.Popen[str]] = {}
     for side in sides:  # one after another, so that none warms up beside another
         command = [sys.executable, __file__, "--worker", side, "--vocab", str(vocab)]
-        worker = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         ready = worker.stdout.readline().strip() if worker.stdout else ""
         if ready != "ready":
             raise SystemExit(f"{side}: did not start")
