@@ -104,9 +104,7 @@ def test_no_file_names_a_machine_or_a_package_host():
     )
     if tracked.returncode:
         pytest.skip("not a git checkout")
-    wrong = re.compile(
-        r"(/home/\w+|/Users/\w+|index-url\s*=)"
-    )
+    wrong = re.compile(r"(/home/\w+|/Users/\w+|index-url\s*=)")
     found = []
     for entry in filter(None, tracked.stdout.split("\0")):
         path = ROOT / entry
