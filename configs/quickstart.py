@@ -27,9 +27,7 @@ def experiment() -> Experiment:
                 "tempest_gut.txt",
             ),
         ),
-        training=Training(steps=900, sequences=8, length=256),
-        optimizer=Muon(schedule=Wsd(peak=1e-2, warmup=30, decay=0.6, floor=0.02)),
-        evaluation=Evaluation(
-            every=450, samples=Samples(prompts=("",), each=5, tokens=300, temperature=0.8)
-        ),
+        training=Training(steps=1150, sequences=4, length=256),
+        optimizer=Muon(schedule=Wsd(peak=1e-2, warmup=40, decay=0.6, floor=0.02)),
+        evaluation=Evaluation(samples=Samples(prompts=("",), each=5, tokens=300, temperature=0.8)),
     )

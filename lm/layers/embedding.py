@@ -37,4 +37,4 @@ class Unembedding(nn.Module):
         """The logits of each hidden state."""
         shape = (self.width, self.vocab_size)
         leaf = Leaf(("table", "vocab"), self.width, self.vocab_size, stacked=False, kind="matrix")
-        return head_product(hidden, declare(self, "w", shape, leaf).astype(hidden.dtype))
+        return head_product(hidden, declare(self, "w", shape, leaf).T.astype(hidden.dtype))

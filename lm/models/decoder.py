@@ -128,11 +128,11 @@ class _Live:
     def logits(self, params: Params) -> LogitsFn:
         tied = isinstance(self.config.unembedding, Tied)
         part = self._whole(params, "embedding" if tied else "unembedding")
-        w_DV = (part["table"].T if tied else part["w"]).astype(self.dtype)
+        w_VD = (part["table"] if tied else part["w"].T).astype(self.dtype)
         cap = self.config.logit_soft_cap
 
         def of(hidden: Float[Array, "*tokens D"]) -> Float[Array, "*tokens V"]:
-            scores = head_product(hidden, w_DV)
+            scores = head_product(hidden, w_VD)
             return scores if cap is None else cap * jnp.tanh(scores / cap)
 
         return of
