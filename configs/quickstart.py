@@ -27,7 +27,7 @@ def experiment() -> Experiment:
                 "tempest_gut.txt",
             ),
         ),
-        training=Training(steps=1150, sequences=4, length=256),
-        optimizer=Muon(schedule=Wsd(peak=1e-2, warmup=40, decay=0.6, floor=0.02)),
+        training=Training(steps=800, sequences=8, length=256),
+        optimizer=Muon(schedule=Wsd(peak=1e-2, warmup=30, decay=0.6)),
         evaluation=Evaluation(samples=Samples(prompts=("",), each=5, tokens=300, temperature=0.8)),
     )
