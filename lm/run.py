@@ -5,7 +5,6 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from lm.checkpoint.layout import (
     EXPERIMENT,
     load_json,
     steps,
+    write_json,
 )
 from lm.checkpoint.lock import LOCK, Lock, cannot_write
 from lm.checkpoint.record import make_record
@@ -31,13 +31,14 @@ from lm.evaluate.evaluator import Context, Evaluator
 from lm.experiment import Experiment
 from lm.generate.sampling import Sampler
 from lm.generate.text import complete
+from lm.opened import open_for_generation, writer_of
 from lm.parallel.place import own_rows, to_global
 from lm.track.format import rate
 from lm.track.report import write_report
 from lm.track.tracker import Fanout
 from lm.train.loop import Job, Times
 from lm.train.memory import bytes_on_device, compiled_bytes, device_memory, refuse_beyond
-from lm.train.program import parameter_count
+from lm.train.program import Program, parameter_count
 from lm.train.state import TrainState
 from lm.train.throughput import memory_peak_gib, peak_flops, speed
 
@@ -53,11 +54,12 @@ FIXED = ("model", "objective", "data", "tokenizer", "prepare", "training.seed",
 class Run:
     """One run on disk and on the devices, from its first look at the folder to its last save."""
 
-    def __init__(self, experiment: Experiment, runs: Path, devices: Sequence[Any]) -> None:
+    def __init__(
+        self, experiment: Experiment, program: Program, runs: Path, devices: Sequence[Any]
+    ) -> None:
         """Shapes alone: nothing is read, written or allocated."""
         self.experiment, self.folder = experiment, runs / experiment.name
-        self.devices = devices
-        self.program = assemble.program(experiment, devices)
+        self.devices, self.program = devices, program
         self.parameters = parameter_count(self.program)
         self.flops = assemble.flops_per_token(experiment, self.program.placed)
         self.peak = peak_flops(devices)
@@ -281,11 +283,11 @@ class Run:
         wanted = self.experiment.evaluation.samples
         if wanted is None or jax.process_count() > 1:
             return
-        opened = assemble.open_for_generation(self.folder, self.devices[:1])
+        opened = open_for_generation(self.folder, self.devices[:1])
         prompts = [p for p in wanted.prompts for _ in range(wanted.each)]
         sampler = Sampler(temperature=wanted.temperature, top_p=wanted.top_p)
         texts = complete(
-            assemble.writer_of(opened),
+            writer_of(opened),
             prompts,
             max_tokens=wanted.tokens,
             sampler=sampler,
@@ -294,7 +296,7 @@ class Run:
         for i, made in enumerate(texts):
             say(f"\n--- sample {i + 1} of {len(texts)} ---\n{made.prompt}{made.text}\n")
         kept = [{"prompt": made.prompt, "text": made.text} for made in texts]
-        assemble.write_json_text(self.folder / "samples.json", kept)
+        _write(self.folder / "samples.json", kept)
 
     def finish_saving(self) -> None:
         """Wait until the last save is whole.
@@ -330,7 +332,7 @@ class Run:
         """Draw the report; None on all processes but the first."""
         if jax.process_index() != 0:
             return None
-        assemble.write_json_text(self.folder / SUMMARY, self.figures(step))
+        _write(self.folder / SUMMARY, self.figures(step))
         return write_report(self.folder)
 
     def close(self) -> None:
@@ -367,7 +369,7 @@ class Run:
                 held.release()
         except OSError as error:
             raise cannot_write(self.folder, error) from error
-        assemble.write_json_text(self.folder / EXPERIMENT, to_plain(self.experiment))
+        _write(self.folder / EXPERIMENT, to_plain(self.experiment))
 
     def _track(self, step: int, values: Mapping[str, float], times: Times) -> None:
         e = self.experiment
@@ -414,9 +416,16 @@ def agreed(asked: bool, step: int) -> bool:  # noqa: FBT001
         return bool(multihost_utils.process_allgather(np.asarray(asked)).any())
 
 
-def with_name(experiment: Experiment, name: str | None) -> Experiment:
-    """The same experiment under another name."""
-    return experiment if name is None else replace(experiment, name=name)
+def _write(path: Path, value: Any) -> None:
+    """A JSON file of a run.
+
+    Raises:
+        ResourceError: the run's folder takes nothing.
+    """
+    try:
+        write_json(path, value)
+    except OSError as error:
+        raise cannot_write(path.parent, error) from error
 
 
 class Trace:

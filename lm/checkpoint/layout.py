@@ -18,7 +18,6 @@ and plain files only: nothing here can hold code.  This module loads neither JAX
 import json
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +117,7 @@ def load_json(folder: Path, name: str) -> dict[str, Any]:
     return found
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: Any) -> None:
     """Write a JSON file in one step: it is there whole or not at all, also after a power cut."""
     write_text(path, json.dumps(value, indent=1) + "\n")
 

@@ -13,6 +13,7 @@ from lm.corpus.readers import read_documents
 from lm.data.shards import Shards
 from lm.evaluate.evaluator import Context, Figures
 from lm.evaluate.perplexity import Perplexity, Scorer, score_texts
+from lm.opened import Opened, evaluation_context, open_checkpoint
 from lm.shards import MANIFEST, read_manifest
 from lm.track.format import duration
 
@@ -26,8 +27,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _score(arguments: argparse.Namespace) -> dict[str, Any]:
-    opened = assemble.open_checkpoint(Path(arguments.checkpoint), jax.devices(), exact=True)
-    context = assemble.evaluation_context(opened, arguments.batch)
+    opened = open_checkpoint(Path(arguments.checkpoint), jax.devices(), exact=True)
+    context = evaluation_context(opened, arguments.batch)
     print(f"checkpoint {opened.folder}, step {opened.step:,}")
     began = time.perf_counter()
     given = Path(arguments.data) if arguments.data else None
@@ -58,6 +59,6 @@ def _split(folder: Path) -> Shards:
     )
 
 
-def _texts(opened: assemble.Opened, context: Context, path: str) -> Figures:
+def _texts(opened: Opened, context: Context, path: str) -> Figures:
     texts = (document.text for document in read_documents([path]))
     return score_texts(Scorer(context), opened.params, opened.tokenizer, texts)

@@ -7,9 +7,9 @@ from typing import Any
 
 import jax
 
-from lm import assemble
 from lm.cli.output import people, write_json
 from lm.convert.export import export
+from lm.opened import facts_of, open_checkpoint
 from lm.track.format import count, duration
 
 
@@ -23,7 +23,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _export(arguments: argparse.Namespace) -> dict[str, Any]:
     began = time.perf_counter()
-    opened = assemble.open_checkpoint(Path(arguments.checkpoint), jax.devices())
+    opened = open_checkpoint(Path(arguments.checkpoint), jax.devices())
     print(f"checkpoint {opened.folder}, step {opened.step:,}")
     made = export(
         opened.experiment.model,
@@ -31,7 +31,7 @@ def _export(arguments: argparse.Namespace) -> dict[str, Any]:
         opened.tokenizer,
         Path(arguments.out),
         dtype=arguments.dtype,
-        facts=assemble.facts_of(opened),
+        facts=facts_of(opened),
     )
     seconds = time.perf_counter() - began
     print(

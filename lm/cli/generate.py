@@ -5,10 +5,10 @@ from pathlib import Path
 
 import jax
 
-from lm import assemble
 from lm.cli.output import people, write_json
 from lm.generate.sampling import Sampler
 from lm.generate.text import Completion, complete
+from lm.opened import check_prompts, open_for_generation, writer_of
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -25,9 +25,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _write(arguments: argparse.Namespace, prompts: list[str], sampler: Sampler) -> list[Completion]:
-    opened = assemble.open_for_generation(Path(arguments.checkpoint), jax.devices())
-    writer = assemble.writer_of(opened)
-    assemble.check_prompts(opened, prompts)
+    opened = open_for_generation(Path(arguments.checkpoint), jax.devices())
+    writer = writer_of(opened)
+    check_prompts(opened, prompts)
     alone = len(prompts) == 1
     if alone:
         print(prompts[0], end="", flush=True)

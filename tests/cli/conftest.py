@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from lm import assemble
+from lm.checkpoint.layout import write_json
 from lm.checkpoint.record import make_record
 from lm.checkpoint.saving import Saving
 from lm.checkpoint.store import open_store
@@ -34,7 +35,7 @@ def save_run(experiment: Experiment, folder: Path) -> Path:
         return jax.device_put(values, leaf.sharding)
 
     folder.mkdir(parents=True)
-    assemble.write_json_text(folder / "experiment.json", to_plain(experiment))
+    write_json(folder / "experiment.json", to_plain(experiment))
     with open_store(folder / "checkpoints", Saving()) as store:
         store.save(
             1,

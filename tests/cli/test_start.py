@@ -74,7 +74,7 @@ def test_a_mistake_in_a_config_is_told_before_the_verb_is_loaded(words):
         (["export", "--help"], 0, 0.5),
         (["trian"], 2, 0.5),
         (["train", str(TINY), "--training.step", "3"], 2, 2.0),
-        (["train", str(TINY), "--training.sequences", "12"], 2, 5.0),
+        (["train", str(TINY), "--training.sequences", "12"], 2, 2.0),
     ],
     ids=["help", "help of a verb", "a verb", "a key", "a batch"],
 )
