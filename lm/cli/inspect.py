@@ -32,13 +32,12 @@ def run(arguments: argparse.Namespace) -> int:
                 raise CheckpointError(
                     f"{path}: --verify reads a checkpoint, and this is a config. Leave it out."
                 )
-            figures = _config(arguments.experiment)
+            figures = _config(arguments.experiment, arguments.program)
     write_json(arguments.json, figures)
     return 0
 
 
-def _config(experiment: Experiment) -> dict[str, Any]:
-    program = assemble.program(experiment, jax.devices())
+def _config(experiment: Experiment, program: Program) -> dict[str, Any]:
     print(f"config     {experiment.name}")
     figures = {"experiment": to_plain(experiment), **_sizes(experiment, program)}
     _show_settings(experiment)

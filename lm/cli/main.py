@@ -1,12 +1,14 @@
 """The command line: what a verb needs is loaded when that verb is chosen, and not before.
 
 A mistake answers as early as it can be seen: words first, then files that are named, then the
-config (which loads JAX), and only then the verb with all that it stands on.
+config (which loads JAX), then its shapes, mesh and batch, and only then the verb with all that it
+stands on.
 """
 
 import argparse
 import os
 import sys
+import time
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -44,7 +46,9 @@ def _run(words: list[str]) -> int:
         and any(word in HELP for word in words[2:])
     )
     known = [w for w in words if w not in HELP] if about_config else words
+    started = time.monotonic()
     arguments, rest = parse(known or ["--help"])
+    arguments.started = started
     if about_config:
         given = import_module("lm.cli.config").load_experiment(arguments.config)
         import_module("lm.cli.listing").show_values(given, arguments.config)
@@ -89,6 +93,8 @@ def _look_first(arguments: argparse.Namespace, rest: list[str]) -> None:
     override = import_module("lm.cli.overrides").override
     arguments.experiment = override(arguments.given, rest)
     arguments.words = rest
+    program_of = import_module("lm.cli.shapes").program_of
+    arguments.program = program_of(arguments.experiment, joined=arguments.verb == "train")
 
 
 if __name__ == "__main__":

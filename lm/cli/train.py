@@ -1,26 +1,27 @@
-"""``lm train``: from a config to a trained model.
-
-What can be wrong of a config's shapes, mesh and batch is told here; what trains is loaded after,
-as Orbax and Grain take as long to load as everything before them.
-"""
+"""``lm train``: from a config to a trained model."""
 
 import argparse
+import contextlib
+import shlex
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import jax
 
 from lm import assemble
+from lm import run as runs
 from lm.cli.output import people, write_json
 from lm.config import diff
 from lm.experiment import Experiment
-from lm.parallel import distributed
 from lm.parallel.mesh import describe
-from lm.track.format import count, grouped
-from lm.train.program import Program, parameter_count
+from lm.track.format import count, duration, grouped
+from lm.train import loop
+from lm.train.program import Program
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -33,35 +34,109 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> dict[str, Any]:
-    started = time.monotonic()
-    experiment: Experiment = arguments.experiment
+    program: Program = arguments.program
+    chosen: Experiment = arguments.experiment
     if arguments.name is not None:
-        experiment = replace(experiment, name=arguments.name)
-    distributed.start()
+        chosen = replace(chosen, name=arguments.name)
     say = print if jax.process_index() == 0 else lambda *_: None
-    _tell_changes(arguments.given, experiment, say)
-    program = assemble.program(experiment, jax.devices())
-    _tell_size(experiment, program, say)
-    return import_module("lm.cli.training").train(arguments, experiment, program, started, say)
+    _tell_changes(arguments.given, chosen, say)
+    run = runs.Run(chosen, program, Path(arguments.runs), jax.devices())
+    run.check_memory()
+    for line in run.check(restart=arguments.restart):
+        say(f"changed    {line} (the run that is resumed)")
+    _tell_size(run, say)
+    made = None if arguments.restart else run.finished()
+    if made is not None:
+        return _finished_before(run, made, say)
+    if arguments.profile is not None:
+        run.check_profile(arguments.profile, restart=arguments.restart)
+    with contextlib.closing(run):
+        run.claim()
+        ground = assemble.ground(chosen, say)
+        with _stop_signals(arguments.started, arguments.stop_after) as stop:
+            job, state = run.begin(
+                ground, restart=arguments.restart, say=say, profiled=arguments.profile
+            )
+            began, first = time.perf_counter(), int(state.step)
+            state, step = loop.run(job._replace(stop_requested=stop), state)
+            seconds = time.perf_counter() - began
+        run.finish_saving()
+        figures = run.figures(step)
+        if step < chosen.training.steps:
+            say(
+                f"stopped    at step {step:,} of {chosen.training.steps:,}; saved. Go on with: "
+                f"{_again(arguments)}"
+            )
+        else:
+            fast = figures["tokens_per_second"]
+            told = f", {count(fast)} tokens/s (median)" if fast else ""
+            say(f"finished   {step - first:,} steps in {duration(seconds)}{told}")
+            run.show_samples(say)
+        report = run.report(step)
+    if report is not None:
+        say(f"report     {report}")
+    say(f"checkpoint {figures['checkpoint']}")
+    return figures
 
 
-def _tell_changes(given: Experiment, chosen: Experiment, say: Callable[[str], None]) -> None:
+def _tell_changes(given: Experiment, chosen: Experiment, say: Any) -> None:
     changes = [f"{path} {old} -> {new}" for path, old, new in diff(given, chosen)]
     noun = "change" if len(changes) == 1 else "changes"
     told = f"{len(changes)} {noun}: {', '.join(changes)}" if changes else "as the file says"
     say(f"{chosen.name:<10} {told}")
 
 
-def _tell_size(experiment: Experiment, program: Program, say: Callable[[str], None]) -> None:
-    e, t = experiment, experiment.training
+def _tell_size(run: runs.Run, say: Any) -> None:
+    e, t = run.experiment, run.experiment.training
     say(
-        f"model      decoder, {count(parameter_count(program))} parameters, "
-        f"{len(e.model.blocks)} blocks of width {e.model.width}, {e.execution.compute_dtype} "
-        "compute"
+        f"model      decoder, {count(run.parameters)} parameters, {len(e.model.blocks)} blocks of "
+        f"width {e.model.width}, {e.execution.compute_dtype} compute"
     )
     say(
         f"batch      {t.sequences} x {t.length} = {count(t.tokens_per_step)} tokens a step; "
         f"{grouped(t.steps)} steps = {count(t.steps * t.tokens_per_step)} tokens"
     )
-    say(f"mesh       {describe(program.placed.mesh)} ({jax.process_count()} process"
+    say(f"mesh       {describe(run.program.placed.mesh)} ({jax.process_count()} process"
         f"{'es' if jax.process_count() > 1 else ''})")  # fmt: skip
+
+
+def _finished_before(run: runs.Run, step: int, say: Any) -> dict[str, Any]:
+    say(
+        f"run        {run.folder} is finished: step {step:,}. Train longer with a larger "
+        "--training.steps, or begin anew with --restart."
+    )
+    return run.figures(step)
+
+
+def _again(arguments: argparse.Namespace) -> str:
+    words = ["lm", "train", arguments.config, *arguments.words]
+    if arguments.runs != "runs":
+        words += ["--runs", arguments.runs]
+    if arguments.name:
+        words += ["--name", arguments.name]
+    return shlex.join(words)
+
+
+@contextlib.contextmanager
+def _stop_signals(started: float, stop_after: float | None) -> Iterator[Callable[[int], bool]]:
+    """Gives what says, after a step, whether to stop: Ctrl-C, SIGTERM, or the time is up.
+
+    A second signal stops at once.
+    """
+    asked = threading.Event()
+    end = float("inf") if stop_after is None else started + stop_after
+    before: dict[int, Any] = {}
+
+    def ask(number: int, _: Any) -> None:
+        if asked.is_set():
+            signal.signal(number, before[number])
+            signal.raise_signal(number)
+        asked.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, ask)
+    try:
+        yield lambda step: runs.agreed(asked.is_set() or time.monotonic() >= end, step)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
