@@ -15,7 +15,8 @@ from lm.layers.linear import Einsum
 from lm.layers.norm import Norm
 from lm.layers.placement import Placement
 from lm.layers.position import Rope
-from lm.ops.attention import Pattern, attend
+from lm.ops.attention.attend import attend
+from lm.ops.attention.pattern import Pattern
 from lm.ops.rope import rotate
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from lm.ops.attention import Where
+from lm.ops.attention.pattern import Where
 
 
 class KvCache(NamedTuple):

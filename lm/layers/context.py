@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from lm.layers.position import Rope
-from lm.ops.attention import Where
+from lm.ops.attention.pattern import Where
 from lm.ops.rope import Angles
 
 

@@ -24,7 +24,7 @@ from lm.layers.position import LearnedPositions, Rope
 from lm.layers.stack import Stack
 from lm.models.initialise import initialise
 from lm.models.model import Caches, Decoding, Model
-from lm.ops.attention import Where
+from lm.ops.attention.pattern import Where
 from lm.ops.rope import Angles, angles
 
 

@@ -11,7 +11,7 @@ from lm.layers.context import Context
 from lm.layers.execution import Execution
 from lm.layers.norm import RmsNorm
 from lm.layers.placement import Placement
-from lm.ops.attention import Where
+from lm.ops.attention.pattern import Where
 
 PLAIN = {"num_heads": 4, "num_kv_heads": 2, "head_width": 8}
 D, T = 16, 12

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lm.layers.context import Context, dropout
-from lm.ops.attention import Where
+from lm.ops.attention.pattern import Where
 
 B, T, D, RATE = 6, 10, 64, 0.25
 KEY = jax.random.key(3)

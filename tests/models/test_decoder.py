@@ -20,7 +20,7 @@ from lm.models.decoder import Decoder, Untied, windowed
 from lm.models.gpt2 import gpt2
 from lm.models.llama import llama
 from lm.objectives.causal import CausalLm
-from lm.ops import attention
+from lm.ops.attention import xla as attention
 
 B, T, V = 2, 24, 64
 LLAMA = llama(V, width=16, blocks=2, num_heads=4, num_kv_heads=2, mlp=24)

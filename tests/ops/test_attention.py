@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.ops import attention
-from lm.ops.attention import Pattern, Where, attend
+from lm.ops.attention import xla as attention
+from lm.ops.attention.attend import attend
+from lm.ops.attention.pattern import Pattern, Where
 
 B, T, H = 2, 29, 8
 CASES = {

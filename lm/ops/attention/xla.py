@@ -1,59 +1,20 @@
-"""Masked softmax attention.
+"""Masked softmax attention in XLA alone.
 
-A mask is a function of the segment and the position of query and key, never of array indices, so
-packed documents and windows mean the same in every kernel.  Two kernels compute the same numbers:
-``whole`` holds all scores, ``blocked`` takes the queries block by block and, where rows lie in
-their natural order, leaves out the keys that no query of the block can see.
+Two kernels compute the same numbers: ``whole`` holds all scores, ``blocked`` takes the queries
+block by block and, where rows lie in their natural order, leaves out the keys that no query of
+the block can see.
 """
-
-from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
-Kernel = Literal["auto", "whole", "blocked"]
+from lm.ops.attention.pattern import Pattern, Where, visible
+
 BLOCK = 128
 """Queries a block; measured on a CPU, where 128 was the fastest of 64, 128 and 256."""
 HIDDEN = -1e30
 """Added to the score of a pair that may not see each other; finite, so no row becomes NaN."""
-
-
-class Pattern(NamedTuple):
-    """Who sees whom, and how scores are scaled."""
-
-    causal: bool = True
-    """A query sees no later position."""
-    window: int | None = None
-    """How many positions back a query sees, itself among them; None: all."""
-    scale: float | None = None
-    """Factor of the scores; None: 1/sqrt(H)."""
-    soft_cap: float | None = None
-    """Scores become ``soft_cap * tanh(scores / soft_cap)`` (Gemma 2)."""
-    ordered: bool = True
-    """Queries and keys are the same tokens in row order: no visible key stands at a later index
-    than its query."""
-
-
-class Where(NamedTuple):
-    """Where tokens stand: segment (0 is padding) and position within it."""
-
-    segments: Int[Array, "B T"]
-    positions: Int[Array, "B T"]
-
-
-def visible(query: Where, key: Where, pattern: Pattern) -> Bool[Array, "B T S"]:
-    """Which keys each query may see: its own segment, not later, and at most ``window`` back.
-
-    ``window`` counts the query itself; without ``causal`` it reaches to both sides.
-    """
-    distance_BTS = query.positions[:, :, None] - key.positions[:, None, :]
-    seen_BTS = query.segments[:, :, None] == key.segments[:, None, :]
-    if pattern.causal:
-        seen_BTS &= distance_BTS >= 0
-    if pattern.window is not None:
-        seen_BTS &= jnp.abs(distance_BTS) < pattern.window
-    return seen_BTS
 
 
 def attend(
@@ -63,22 +24,10 @@ def attend(
     query: Where,
     key: Where,
     pattern: Pattern,
-    kernel: Kernel = "auto",
+    *,
+    whole: bool,
 ) -> Float[Array, "B T N H"]:
-    """Softmax attention of grouped query heads (Ainslie 2023, arXiv:2305.13245).
-
-    Scores and softmax are float32; the result has the dtype of ``q_BTNH``.  A query that sees no
-    key gives a mean of values, which nothing may read.
-
-    Args:
-        q_BTNH: queries; N is a multiple of the K key heads.
-        k_BSKH: keys.
-        v_BSKH: values.
-        query: where the queries stand.
-        key: where the keys stand.
-        pattern: who sees whom.
-        kernel: ``whole``, ``blocked``, or ``auto`` by length.
-    """
+    """Attention with all scores at once, or a block of queries after the other."""
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
     scale = H**-0.5 if pattern.scale is None else pattern.scale
@@ -87,8 +36,7 @@ def attend(
     q_BKGTH = (q_BTNH * jnp.asarray(scale, q_BTNH.dtype)).reshape(B, T, K, N // K, H)
     q_BKGTH = q_BKGTH.transpose(0, 2, 3, 1, 4)
     k_BKSH, v_BKSH = k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
-    whole = kernel == "whole" or (kernel == "auto" and T < 2 * BLOCK) or T == 1
-    step = T if whole else BLOCK
+    step = T if whole or T == 1 else BLOCK
     may_skip = pattern.causal and pattern.ordered and k_BSKH.shape[1] == T
     outputs = []
     for start in range(0, T, step):

@@ -1,0 +1,1 @@
+"""Masked softmax attention behind one door, ``attend``."""
