@@ -7,7 +7,11 @@ packed documents and windows mean the same in every kernel.
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
+
+ATTENTION = "attention"
+"""Checkpoint name of what attention gives.  ``splash`` and the streamed ``blocked`` name their
+log-normalisers too: a policy that saves the name spares the backward pass the forward kernel."""
 
 
 class Pattern(NamedTuple):
@@ -22,8 +26,9 @@ class Pattern(NamedTuple):
     soft_cap: float | None = None
     """Scores become ``soft_cap * tanh(scores / soft_cap)`` (Gemma 2)."""
     ordered: bool = True
-    """Queries and keys are the same tokens in row order: no visible key stands at a later index
-    than its query."""
+    """Queries and keys are the same tokens, and within a segment, which is one run of the row,
+    each position follows the one before: there the distance of two tokens is that of their
+    indices.  True of the rows of training and evaluation, not of a cache."""
 
 
 class Where(NamedTuple):
@@ -45,3 +50,19 @@ def visible(query: Where, key: Where, pattern: Pattern) -> Bool[Array, "B T S"]:
     if pattern.window is not None:
         seen_BTS &= jnp.abs(distance_BTS) < pattern.window
     return seen_BTS
+
+
+def reach(pattern: Pattern) -> tuple[int | None, int | None]:
+    """The least and the greatest distance, query less key, at which a key is seen; None: any."""
+    most = None if pattern.window is None else pattern.window - 1
+    least = 0 if pattern.causal else None if most is None else -most
+    return least, most
+
+
+def scaled(q_BTNH: Float[Array, "B T N H"], pattern: Pattern) -> Float[Array, "B T N H"]:
+    """The queries times the factor of the scores.
+
+    The product is float32: a factor rounded to bfloat16 would be another temperature.
+    """
+    scale = q_BTNH.shape[-1] ** -0.5 if pattern.scale is None else pattern.scale
+    return (q_BTNH.astype(jnp.float32) * scale).astype(q_BTNH.dtype)

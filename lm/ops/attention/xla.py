@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from lm.ops.attention.pattern import Pattern, Where, visible
+from lm.ops.attention.pattern import Pattern, Where, scaled, visible
 
 BLOCK = 128
 """Queries a block; measured on a CPU, where 128 was the fastest of 64, 128 and 256."""
@@ -27,13 +27,15 @@ def attend(
     *,
     whole: bool,
 ) -> Float[Array, "B T N H"]:
-    """Attention with all scores at once, or a block of queries after the other."""
+    """Attention with all scores at once, or a block of queries after the other.
+
+    A shard's queries are fewer than its keys, so all keys are then looked at.
+    """
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
-    scale = H**-0.5 if pattern.scale is None else pattern.scale
     # Heads lead, so that both products are plain batched matrix products; query heads of one key
     # head share its product.
-    q_BKGTH = (q_BTNH * jnp.asarray(scale, q_BTNH.dtype)).reshape(B, T, K, N // K, H)
+    q_BKGTH = scaled(q_BTNH, pattern).reshape(B, T, K, N // K, H)
     q_BKGTH = q_BKGTH.transpose(0, 2, 3, 1, 4)
     k_BKSH, v_BKSH = k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
     step = T if whole or T == 1 else BLOCK
