@@ -86,38 +86,37 @@ def test_shards_put_together_equal_the_row(kernel, length, count, pattern):
     """Outputs and gradients, the shard's number traced, documents across chunks and padding."""
     rng = np.random.default_rng(0)
     q, k, v, d_out = (
-        jnp.asarray(rng.normal(size=(2, length, heads, 4)), jnp.float32) for heads in (2, 1, 1, 2)
+        rng.normal(size=(2, length, heads, 4)).astype(np.float32) for heads in (2, 1, 1, 2)
     )
     index = np.arange(length)
     cut, end = length // 3, length - length // 5
     segments = np.stack([1 + (index >= cut), np.where(index < end, 1, 0)])
     positions = np.stack([index - cut * (index >= cut), index - end * (index >= end)])
-    row = Where(jnp.asarray(segments, jnp.int32), jnp.asarray(positions, jnp.int32))
+    row = Where(*(jnp.asarray(x, jnp.int32) for x in (segments, positions)))
     order = zigzag(length, count)
 
-    def whole(q, k, v):
-        return attend(q, k, v, row, row, pattern, "whole")
+    @jax.jit
+    def whole(q, k, v, d_out):
+        out, pull = jax.vjp(lambda *x: attend(*x, row, row, pattern, "whole"), q, k, v)
+        return out, *pull(d_out)
 
     @jax.jit
     def of_shard(index, q, k, v, d_out):
-        held = Where(*(x[:, order] for x in row))
+        q, k, v, d_out, *held = (x[:, order] for x in (q, k, v, d_out, *row))
+        held = Where(*held)
         part = length // count
-        mine = [
-            jax.lax.dynamic_slice_in_dim(x, index * part, part, 1)
-            for x in (q[:, order], *held, d_out[:, order])
-        ]
+        mine = [jax.lax.dynamic_slice_in_dim(x, index * part, part, 1) for x in (q, *held, d_out)]
 
         def shared(q, k, v):
             query = Where(*mine[1:3])
             return attend(q, k, v, query, held, pattern, kernel, Shard(index, count))
 
-        out, pull = jax.vjp(shared, mine[0], k[:, order], v[:, order])
+        out, pull = jax.vjp(shared, mine[0], k, v)
         return out, *pull(mine[3])
 
-    out, pull = jax.vjp(whole, q, k, v)
-    found = [of_shard(jnp.int32(i), q, k, v, d_out) for i in range(count)]
-    joined = [jnp.concatenate([f[i] for f in found], axis=1) for i in (0, 1)]
+    found = [jax.device_get(of_shard(np.int32(i), q, k, v, d_out)) for i in range(count)]
+    joined = [np.concatenate([f[i] for f in found], axis=1) for i in (0, 1)]
     joined += [sum(f[i] for f in found) for i in (2, 3)]
     back = unzigzag(length, count)
-    for got, want in zip(joined, (out, *pull(d_out)), strict=True):
+    for got, want in zip(joined, whole(q, k, v, d_out), strict=True):
         np.testing.assert_allclose(got[:, back], want, rtol=1e-4, atol=5e-6)

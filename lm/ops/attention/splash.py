@@ -9,6 +9,7 @@ Everything here is local to a device: where several devices take part, call it i
 """
 
 from functools import lru_cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
