@@ -116,7 +116,8 @@ from text to a model that the world can read:
   lm generate runs/quickstart --prompt "ROMEO."
   lm export runs/quickstart exported/
 
-lm VERB --help says more.  Exit codes: 0 done, 2 a mistake that you can mend, 1 a bug of ours.
+lm VERB --help says more.  Exit codes: 0 done, 2 a mistake that you can mend, 3 a plan
+that does not fit, 1 a bug of ours.
 """
 
 
@@ -322,6 +323,35 @@ def _inspect(verbs: argparse._SubParsersAction, name: str) -> None:
     _json(parser)
 
 
+def _plan(verbs: argparse._SubParsersAction, name: str) -> None:
+    parser = _verb(
+        verbs,
+        name,
+        "Say whether a run fits a TPU slice, and how fast it can be there, without the slice.",
+        "example:\n  lm plan configs/quickstart.py --topology v5e:4x4\n\nCompiles the run's own "
+        "step for the slice: memory and its parts, what travels between the chips,\nthe least "
+        "time a step can take.  Values of the config can be changed as for lm train.  Exits\n"
+        "with 3 where the run does not fit, naming changes with which it does.  For TPUs it needs\n"
+        "libtpu: pip install -e '.[plan]'",
+    )
+    parser.set_defaults(overrides=True)
+    parser.add_argument("config", metavar="CONFIG", help=CONFIG)
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument(
+        "--topology",
+        metavar="V:AxB",
+        help="version and grid of the slice: v5e:16x16, v6e:8x8, v4:4x4x4, v5p:4x4x8, tpu7x:4x4x4",
+    )
+    where.add_argument("--devices", metavar="cpu:N", help="N virtual processors of this machine")
+    parser.add_argument(
+        "--slices",
+        type=whole(1),
+        metavar="N",
+        help="so many slices, joined by the data-centre network (default: the config's)",
+    )
+    _json(parser)
+
+
 def _report(verbs: argparse._SubParsersAction, name: str) -> None:
     parser = _verb(verbs, name, "Draw a run's curves into a self-contained report.html.", "")
     parser.add_argument("run", metavar="RUN", help="a run's folder")
@@ -336,5 +366,6 @@ VERBS: dict[str, Callable[[argparse._SubParsersAction, str], None]] = {
     "generate": _generate,
     "export": _export,
     "inspect": _inspect,
+    "plan": _plan,
     "report": _report,
 }

@@ -17,10 +17,14 @@ from lm.checkpoint.layout import newest
 from lm.cli.arguments import HELP, Parser, parse
 from lm.cli.output import check_target
 from lm.errors import ResourceError, UserError
+from lm.plan.hardware import read_slice
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a verb; returns the exit code: 0 done, 2 a user's mistake, 130 stopped at once."""
+    """Run a verb; returns the exit code.
+
+    0 is done, 2 a user's mistake, 3 a plan that does not fit, 130 stopped at once.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         return _run(words)
@@ -79,6 +83,9 @@ def _look_first(arguments: argparse.Namespace, rest: list[str]) -> None:
     if arguments.json is not None:
         check_target(arguments.json)
     named = vars(arguments)
+    if arguments.verb == "plan":
+        asked = arguments.topology or arguments.devices
+        arguments.asked = read_slice(asked, arguments.slices or 1)
     if "checkpoint" in named:
         newest(Path(arguments.checkpoint))
     config = named.get("config") or named.get("thing")
@@ -93,6 +100,8 @@ def _look_first(arguments: argparse.Namespace, rest: list[str]) -> None:
     override = import_module("lm.cli.overrides").override
     arguments.experiment = override(arguments.given, rest)
     arguments.words = rest
+    if arguments.verb == "plan":
+        return  # its devices are elsewhere
     program_of = import_module("lm.cli.shapes").program_of
     arguments.program = program_of(arguments.experiment, joined=arguments.verb == "train")
 
