@@ -65,6 +65,14 @@ def test_splash_visits_equally_many_blocks_in_each_shard(count):
         assert visited.sum() == needed
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_splash_visits_no_block_beyond_the_window(count):
+    """A window of one block reaches over two blocks of keys."""
+    kernel = splash._kernel(1024, count, (0, 127), None, False)
+    for table in (kernel.fwd_mask_info, kernel.dq_mask_info, kernel.dkv_mask_info):
+        assert (table.block_mask > 0).sum() == 2 * 8 - 1
+
+
 def test_rows_that_cannot_be_shared_are_refused_with_lengths_that_can():
     with pytest.raises(ShardingError, match=r"100 tokens cannot be shared 8 ways.*96 or 112"):
         zigzag(100, 8)
