@@ -16,7 +16,7 @@ def experiment() -> Experiment:
     """The run."""
     return Experiment(
         name="quickstart",
-        model=llama(2048, width=128, blocks=3, num_heads=4, mlp=384, tied=True),
+        model=llama(2048, width=96, blocks=4, num_heads=3, mlp=288, tied=True),
         prepare=Prepare(
             sources=("embedded:shakespeare",),
             tokenizer=TrainTokenizer(vocab_size=2048),
@@ -27,7 +27,7 @@ def experiment() -> Experiment:
                 "tempest_gut.txt",
             ),
         ),
-        training=Training(steps=800, sequences=8, length=256),
+        training=Training(steps=880, sequences=8, length=256),
         optimizer=Muon(schedule=Wsd(peak=1e-2, warmup=30, decay=0.6)),
         evaluation=Evaluation(samples=Samples(prompts=("",), each=5, tokens=300, temperature=0.8)),
     )

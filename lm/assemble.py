@@ -44,7 +44,13 @@ def program(experiment: Experiment, devices: Sequence[Any]) -> Program:
     """
     e = experiment
     placed = place_model(e.model, e.execution, e.parallel, devices)
-    return build_program(placed, e.objective, e.optimizer, e.training)
+    return build_program(
+        placed,
+        e.objective,
+        e.optimizer,
+        e.training,
+        offload_optimizer=e.execution.offload_optimizer,
+    )
 
 
 def flops_per_token(experiment: Experiment, placed: Placed) -> Flops:

@@ -191,9 +191,14 @@ def _compiled(placed: Placed, out: NamedSharding) -> Callable[..., Any]:
         hidden = model.apply(params, batch, None).hidden
         return token_cross_entropy(model.logits(params), hidden, batch.targets)
 
-    rows = explicit.spec(("batch",))
-    inward = (explicit.specs(model.leaves), rows)
-    return jax.jit(explicit.region(of_shard, inward, (rows, rows)), out_shardings=(out, out))
+    grid = placed.batch_specs.targets
+    inward = (explicit.specs(model.leaves), placed.batch_specs)
+    each = explicit.region(of_shard, inward, (grid, grid))
+
+    def score(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        return placed.in_order(each(params, placed.spread(batch)))
+
+    return jax.jit(score, out_shardings=(out, out))
 
 
 def _summed(batch: Batch, scored: Sequence[jax.Array]) -> np.ndarray:

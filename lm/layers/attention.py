@@ -10,14 +10,18 @@ from jaxtyping import Array, Float
 from lm.errors import ConfigError
 from lm.layers import cache as memory
 from lm.layers.context import Context
-from lm.layers.execution import PROJECTION, Execution
+from lm.layers.execution import OUT, QKV, Execution
 from lm.layers.linear import Einsum
 from lm.layers.norm import Norm
 from lm.layers.placement import Placement
 from lm.layers.position import Rope
-from lm.ops.attention.attend import attend
-from lm.ops.attention.pattern import Pattern
+from lm.ops.attention.attend import Target, attend, choose
+from lm.ops.attention.pattern import Pattern, Where
+from lm.ops.attention.zigzag import Shard
 from lm.ops.rope import rotate
+
+OPAQUE = ("splash", "cudnn")
+"""Kernels that no compiler can split over devices: they run once on each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +87,12 @@ class AttentionModule(nn.Module):
         """The residual update of each token, and the cache with the tokens added."""
         c, D = self.config, x_BTD.shape[-1]
         N, K, H = c.num_heads, c.num_kv_heads, c.head_width
-        inward = partial(Einsum, (D,), bias=c.qkv_bias)
+        flat = self.placement.flat
+        inward = partial(Einsum, (D,), bias=c.qkv_bias, flat=flat)
         q_BTNH = inward((N, H), axes=("embed", "heads", "head"), name="query")(x_BTD)
         k_BTKH = inward((K, H), axes=("embed", "kv_heads", "head"), name="key")(x_BTD)
         v_BTKH = inward((K, H), axes=("embed", "kv_heads", "head"), name="value")(x_BTD)
-        q_BTNH, k_BTKH, v_BTKH = (checkpoint_name(a, PROJECTION) for a in (q_BTNH, k_BTKH, v_BTKH))
+        q_BTNH, k_BTKH, v_BTKH = (checkpoint_name(a, QKV) for a in (q_BTNH, k_BTKH, v_BTKH))
         if c.qk_norm is not None:
             q_BTNH = c.qk_norm.build("query_norm")(q_BTNH)
             k_BTKH = c.qk_norm.build("key_norm")(k_BTKH)
@@ -98,18 +103,48 @@ class AttentionModule(nn.Module):
         k_BTKH = self.placement.constrain(k_BTKH, ("batch", "position", "kv_heads", "head"))
         v_BTKH = self.placement.constrain(v_BTKH, ("batch", "position", "kv_heads", "head"))
         here = context.where
-        keys, values, there = k_BTKH, v_BTKH, here
-        if cache is not None:
+        if cache is None:
+            keys, values = self.placement.whole_rows(k_BTKH), self.placement.whole_rows(v_BTKH)
+            there = context.there
+        else:
             cache = memory.remember(cache, k_BTKH, v_BTKH, here.positions)
             keys, values, there = cache.keys, cache.values, memory.where(cache)
-        mixed_BTNH = attend(
-            q_BTNH,
-            keys.astype(q_BTNH.dtype),
-            values.astype(q_BTNH.dtype),
-            here,
-            there,
-            Pattern(window=c.window, scale=c.scale, soft_cap=c.soft_cap, ordered=cache is None),
-            self.execution.attention_kernel,
+        mixed_BTNH = self._mixed(q_BTNH, keys, values, here, there, decoding=cache is not None)
+        out = Einsum((N, H), (D,), ("heads", "head", "embed"), c.out_bias, flat, name="out")
+        return checkpoint_name(out(mixed_BTNH), OUT), cache
+
+    def _mixed(
+        self, q: Array, keys: Array, values: Array, here: Where, there: Where, *, decoding: bool
+    ) -> Array:
+        """Attention by the kernel that the platform and the rows allow."""
+        c, execution, placement = self.config, self.execution, self.placement
+        pattern = Pattern(window=c.window, scale=c.scale, soft_cap=c.soft_cap, ordered=not decoding)
+        shard = None if decoding else placement.row_shard()
+        kernel = "auto" if decoding else execution.attention_kernel
+        target = Target(kernel, placement.platform)
+
+        def kernel_of(
+            q: Array, k: Array, v: Array, query: Where, key: Where, index: Array | int
+        ) -> Array:
+            part = None if shard is None else Shard(index, shard.count)
+            return attend(q, k, v, query, key, pattern, target, part)
+
+        keys, values = keys.astype(q.dtype), values.astype(q.dtype)
+        arrays = (q, keys, values, here, there, 0 if shard is None else shard.index)
+        shards = 1 if shard is None else shard.count
+        kernel, _ = choose(
+            target.kernel,
+            target.platform,
+            q.shape[1] * shards,
+            c.head_width,
+            q.dtype,
+            pattern,
+            keys.shape[1],
+            shards,
         )
-        out = Einsum((N, H), (D,), ("heads", "head", "embed"), c.out_bias, name="out")
-        return out(mixed_BTNH), cache
+        if kernel not in OPAQUE:
+            return kernel_of(*arrays)
+        tokens = ("batch", "position")
+        queries, heads = (*tokens, "heads", "head"), (*tokens, "kv_heads", "head")
+        inward = (queries, heads, heads, tokens, tokens, ())
+        return placement.local(kernel_of, inward, queries)(*arrays)

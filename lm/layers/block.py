@@ -57,12 +57,14 @@ class BlockModule(nn.Module):
         self, x_BTD: Float[Array, "B T D"], context: Context, cache: KvCache | None = None
     ) -> tuple[Float[Array, "B T D"], KvCache | None]:
         """The stream after the block, and the mixer's cache."""
-        c = self.config
+        c, constrain = self.config, self.placement.constrain
 
         def before(x: Array, name: str) -> Array:
-            return x if c.pre_norm is None else c.pre_norm.build(f"{name}_norm")(x)
+            x = x if c.pre_norm is None else c.pre_norm.build(f"{name}_norm")(x)
+            return constrain(x, ("batch", "position", "stream"))
 
         def after(y: Array, name: str) -> Array:
+            y = constrain(y, ("batch", "sequence", "stream"))
             y = y if c.post_norm is None else c.post_norm.build(f"{name}_post_norm")(y)
             return dropout(y, c.dropout, context, "/".join((*self.path, name)))
 
@@ -74,4 +76,4 @@ class BlockModule(nn.Module):
         else:
             x_BTD = x_BTD + after(mixed, "mixer")
             x_BTD = x_BTD + after(mlp(before(x_BTD, "mlp")), "mlp")
-        return self.placement.constrain(x_BTD, ("batch", "position", "stream")), cache
+        return x_BTD, cache

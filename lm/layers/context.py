@@ -18,6 +18,8 @@ class Context(NamedTuple):
 
     where: Where
     """Segment and position of the tokens that enter."""
+    there: Where
+    """The same of the tokens that may be seen: of whole rows, where these are shards of them."""
     rows: Int[Array, " B"]
     """Each row's number in the global batch."""
     angles: Mapping[Rope, Angles]

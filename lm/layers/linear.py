@@ -21,6 +21,9 @@ class Einsum(nn.Module):
     outputs: tuple[int, ...]
     axes: tuple[str, ...]
     bias: bool = False
+    flat: bool = True
+    """Multiply a plain matrix of tokens: twice as fast on a CPU as [B, T, D].  Not where an axis
+    that the compiler handles splits T, which could not be told from B in the result."""
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -28,10 +31,9 @@ class Einsum(nn.Module):
         fan_in, fan_out = math.prod(self.inputs), math.prod(self.outputs)
         leaf = Leaf(self.axes, fan_in, fan_out, stacked=False, kind="matrix")
         w = declare(self, "w", self.inputs + self.outputs, leaf).astype(x.dtype)
-        # One plain matrix product: tokens flattened to rows, twice as fast on a CPU as [B, T, D].
         leading = x.shape[: x.ndim - len(self.inputs)]
-        y = x.reshape(-1, fan_in) @ w.reshape(fan_in, fan_out)
-        y = y.reshape(*leading, *self.outputs)
+        rows = x.reshape(*((-1,) if self.flat else leading), fan_in)
+        y = (rows @ w.reshape(fan_in, fan_out)).reshape(*leading, *self.outputs)
         if self.bias:
             axes = self.axes[len(self.inputs) :]
             named = Leaf(bias_axes(axes), fan_in, fan_out, stacked=False, kind="bias")

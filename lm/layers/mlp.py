@@ -10,7 +10,7 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from lm.layers.execution import PROJECTION
+from lm.layers.execution import GATE, UP
 from lm.layers.linear import Einsum
 from lm.layers.placement import Placement
 
@@ -62,13 +62,14 @@ class MlpModule(nn.Module):
     def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """The residual update of each token."""
         D, F, bias = x_BTD.shape[-1], self.config.hidden, self.config.bias
+        flat = self.placement.flat
         act = ACTIVATIONS[self.config.activation]
-        inward = partial(Einsum, (D,), (F,), ("embed", "mlp"), bias)
-        up_BTF = checkpoint_name(inward(name="up")(x_BTD), PROJECTION)
+        inward = partial(Einsum, (D,), (F,), ("embed", "mlp"), bias, flat)
+        up_BTF = checkpoint_name(inward(name="up")(x_BTD), UP)
         if isinstance(self.config, GatedMlp):
-            gate_BTF = checkpoint_name(inward(name="gate")(x_BTD), PROJECTION)
+            gate_BTF = checkpoint_name(inward(name="gate")(x_BTD), GATE)
             hidden_BTF = act(gate_BTF) * up_BTF
         else:
             hidden_BTF = act(up_BTF)
         hidden_BTF = self.placement.constrain(hidden_BTF, ("batch", "position", "mlp"))
-        return Einsum((F,), (D,), ("mlp", "embed"), bias, name="down")(hidden_BTF)
+        return Einsum((F,), (D,), ("mlp", "embed"), bias, flat, name="down")(hidden_BTF)

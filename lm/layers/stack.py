@@ -16,7 +16,7 @@ from lm.errors import ConfigError
 from lm.layers.block import Block
 from lm.layers.cache import KvCache
 from lm.layers.context import Context
-from lm.layers.execution import PROJECTION, Execution
+from lm.layers.execution import NAMES, Execution
 from lm.layers.parameter import applied
 from lm.layers.placement import Placement
 
@@ -118,14 +118,19 @@ def _recomputed(
     looped: bool,  # noqa: FBT001
 ) -> Callable[..., Any]:
     """The body with what its backward pass recomputes; gathered weights always are."""
-    policies = jax.checkpoint_policies
-    remat = period.execution.remat
-    if remat == "nothing" and period.placement == Placement():
-        return body
-    policy = {
-        "nothing": policies.save_anything_except_these_names(GATHERED),
-        "block": policies.nothing_saveable,
-        "projections": policies.save_only_these_names(PROJECTION),
-    }[remat]
+    e, policies = period.execution, jax.checkpoint_policies
+    if e.remat == "nothing":
+        if period.placement.alone:
+            return body
+        policy = policies.save_anything_except_these_names(GATHERED)
+    elif e.offload:
+        policy = policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[NAMES[part] for part in e.kept],
+            names_which_can_be_offloaded=[NAMES[part] for part in e.offload],
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
+    else:
+        policy = policies.save_only_these_names(*(NAMES[part] for part in e.kept))
     # A loop keeps the two passes apart by itself; without one XLA would merge them again.
     return jax.checkpoint(body, policy=policy, prevent_cse=not looped)

@@ -121,7 +121,9 @@ class _Live:
 
     def apply(self, params: Params, batch: Batch, key: Array | None = None) -> Output:
         tokens = batch.inputs
-        context = self._context(Where(tokens.segments, tokens.positions), batch.rows, key)
+        where = Where(tokens.segments, tokens.positions)
+        there = Where(*(self.placement.whole_rows(x) for x in where))
+        context = self._context(where, there, batch.rows, key)
         hidden, _ = self._forward(params, tokens.ids, context, None)
         return Output(hidden, {})
 
@@ -183,7 +185,7 @@ class _Live:
         if self.config.position is not None:
             table = self.config.position.build(self.config.width)
             x = x + applied(table, self._whole(params, "position"), context.where.positions)
-        x = self.placement.constrain(x.astype(self.dtype), ("batch", "position", "stream"))
+        x = self.placement.constrain(x.astype(self.dtype), ("batch", "sequence", "stream"))
         x = dropout(x, self.config.embedding_dropout, context, "embedding")
         after, layer = [], 1
         for i, period in enumerate(self.periods):
@@ -205,12 +207,14 @@ class _Live:
     def _whole(self, params: Params, name: str) -> Params:
         return self.placement.gather(params[name], self.leaves[name])
 
-    def _context(self, where: Where, rows: Int[Array, " B"], key: Array | None) -> Context:
-        return Context(where, rows, dict(self._rotations(where)), key)
+    def _context(
+        self, where: Where, there: Where, rows: Int[Array, " B"], key: Array | None
+    ) -> Context:
+        return Context(where, there, rows, dict(self._rotations(where)), key)
 
     def _decoding_context(self, positions: Int[Array, "B T"]) -> Context:
         where = Where(jnp.ones_like(positions), positions)
-        return self._context(where, jnp.arange(len(positions)), None)
+        return self._context(where, where, jnp.arange(len(positions)), None)
 
     def _rotations(self, where: Where) -> Iterator[tuple[Rope, Angles]]:
         for block in {b.mixer for s in self.config.stacks for b in s.blocks}:
@@ -241,7 +245,8 @@ class _Live:
             period = stack.period(Execution(), Placement())
 
             def described_by(x: Array, at: Array, period: Any = period) -> Any:
-                context = self._context(Where(at, at), jnp.zeros(1, jnp.int32), None)
+                where = Where(at, at)
+                context = self._context(where, where, jnp.zeros(1, jnp.int32), None)
                 return period.init(jax.random.key(0), x, context)["params"]
 
             one = jax.eval_shape(described_by, stream, tokens)

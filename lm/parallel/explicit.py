@@ -6,6 +6,7 @@ right before it is used; the transpose of each gather is a reduce-scatter over t
 gradients leave the region split as the weights are stored.  On one device all of it melts away.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,9 +19,9 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
 from lm.batch import Leaf, Params
-from lm.parallel.mesh import TOKEN_AXES
+from lm.parallel.mesh import TOKEN_AXES, parts
 from lm.parallel.rules import Rules
-from lm.parallel.shardings import axes_of, manual_part, spec
+from lm.parallel.shardings import axes_of, manual_part, names_of, spec
 
 
 class Explicit(NamedTuple):
@@ -35,8 +36,16 @@ class Explicit(NamedTuple):
 
     @property
     def manual(self) -> tuple[str, ...]:
-        """The token axes that really split."""
-        return tuple(axis for axis in TOKEN_AXES if self.mesh.shape[axis] > 1)
+        """The parts of token axes that really split."""
+        return tuple(part for part in self._token_parts if self.mesh.shape[part] > 1)
+
+    @property
+    def _token_parts(self) -> tuple[str, ...]:
+        return tuple(part for axis in TOKEN_AXES for part in parts(self.mesh, axis))
+
+    @property
+    def _context_parts(self) -> tuple[str, ...]:
+        return tuple(p for p in parts(self.mesh, "context") if self.mesh.shape[p] > 1)
 
     def spec(self, axes: tuple[str, ...]) -> P:
         """How an array with these logical axes enters and leaves the region."""
@@ -51,9 +60,9 @@ class Explicit(NamedTuple):
 
         def one(shard: Array, leaf: Leaf) -> Array:
             stages = tuple(
-                (dimension, axis)
-                for dimension, axes in axes_of(self.spec(leaf.axes))
-                for axis in reversed(axes)
+                (dimension, part)
+                for dimension, made_of in axes_of(self.spec(leaf.axes))
+                for part in reversed(made_of)
             )
             if not stages:
                 return shard
@@ -61,15 +70,33 @@ class Explicit(NamedTuple):
 
         return jax.tree.map(one, params, leaves)
 
+    def whole_rows(self, x: Array) -> Array:
+        """Gather [B, t, ...] along the positions, over the context axis; shards lie in order."""
+        for part in reversed(self._context_parts):
+            x = lax.all_gather(x, part, axis=1, tiled=True)
+        return x
+
+    def row_index(self) -> Array:
+        """Which share of its rows this device has, counted along the context axis."""
+        return lax.axis_index(self._context_parts)
+
     def constrain(self, x: Array, axes: tuple[str, ...]) -> Array:
-        """Lay an activation out over the automatic axes as the rule table says."""
-        names = frozenset(a for a in self.mesh.axis_names if a not in TOKEN_AXES)
-        parts = manual_part(spec(axes, self.rules, self.mesh), names)
-        if all(entry is None for entry in parts):
+        """Lay an activation out over the automatic axes as the rule table says.
+
+        What does not divide (the single position of a decoding step) is left as it is.
+        """
+        names = frozenset(self.mesh.axis_names) - frozenset(self._token_parts)
+        partition = manual_part(spec(axes, self.rules, self.mesh), names)
+        fits = [
+            n % math.prod(self.mesh.shape[name] for name in names_of(entry)) == 0
+            for n, entry in zip(x.shape, partition, strict=True)
+        ]
+        partition = P(*[e if fit else None for e, fit in zip(partition, fits, strict=True)])
+        if all(entry is None for entry in partition):
             return x
         if self.manual:
-            return lax.with_sharding_constraint(x, parts)
-        return lax.with_sharding_constraint(x, NamedSharding(self.mesh, parts))
+            return lax.with_sharding_constraint(x, partition)
+        return lax.with_sharding_constraint(x, NamedSharding(self.mesh, partition))
 
     def region(self, function: Callable[..., Any], inward: Any, outward: Any) -> Callable[..., Any]:
         """Run ``function`` once per shard of the token axes; the specs name those axes alone."""
@@ -78,10 +105,45 @@ class Explicit(NamedTuple):
         return jax.shard_map(
             function,
             mesh=self.mesh,
-            axis_names=set(self.manual),
+            axis_names=set(self._token_parts),
             in_specs=inward,
             out_specs=outward,
             # A Pallas kernel's outputs carry no varying-axes type, so the check must be off.
+            check_vma=False,
+        )
+
+    def local(
+        self,
+        function: Callable[..., Any],
+        inward: Any,
+        outward: Any,
+    ) -> Callable[..., Any]:
+        """Run ``function`` once per device: for kernels, which no compiler can split.
+
+        Args:
+            function: of arrays; called within the region, where there is one.
+            inward: logical axes of each array of each argument.
+            outward: the same of the result.
+        """
+        if self.mesh.size == 1:
+            return function
+        names = frozenset(self.mesh.axis_names) - frozenset(self._token_parts)
+        if not self.manual:
+            names = frozenset(self.mesh.axis_names)
+
+        def of(tree: Any) -> Any:
+            return jax.tree.map(
+                lambda axes: manual_part(spec(axes, self.rules, self.mesh), names),
+                tree,
+                is_leaf=lambda x: isinstance(x, tuple) and all(isinstance(s, str) for s in x),
+            )
+
+        return jax.shard_map(
+            function,
+            mesh=None if self.manual else self.mesh,
+            axis_names=set(names),
+            in_specs=of(inward),
+            out_specs=of(outward),
             check_vma=False,
         )
 
@@ -93,8 +155,8 @@ class Explicit(NamedTuple):
         """Sum each gradient once over the token axes that its reduce-scatters left out."""
 
         def one(gradient: Array, leaf: Leaf) -> Array:
-            done = {axis for _, axes in axes_of(self.spec(leaf.axes)) for axis in axes}
-            missing = tuple(axis for axis in self.manual if axis not in done)
+            done = {part for _, made_of in axes_of(self.spec(leaf.axes)) for part in made_of}
+            missing = tuple(part for part in self.manual if part not in done)
             return lax.psum(gradient, missing) if missing else gradient
 
         return jax.tree.map(one, gradients, leaves)

@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from lm.batch import Leaf, Params
 from lm.errors import ShardingError, did_you_mean
+from lm.parallel.mesh import AXES, parts
 from lm.parallel.rules import Rules
 
 
@@ -26,13 +27,14 @@ def spec(axes: tuple[str, ...], rules: Rules, mesh: jax.sharding.Mesh) -> P:
                 f"parallel.rules: no entry for the logical axis {axis!r}. "
                 f"{did_you_mean(axis, rules)}Add it to the table, with () to leave it whole."
             )
-        unknown = [name for name in rules[axis] if name not in mesh.shape]
+        unknown = [name for name in rules[axis] if name not in AXES]
         if unknown:
             raise ShardingError(
                 f"parallel.rules: {axis!r} is mapped to {unknown[0]!r}, which is no mesh axis. "
-                f"{did_you_mean(unknown[0], mesh.shape)}Choose from: {', '.join(mesh.shape)}."
+                f"{did_you_mean(unknown[0], AXES)}Choose from: {', '.join(AXES)}."
             )
-        entries.append(tuple(name for name in rules[axis] if mesh.shape[name] > 1))
+        made_of = (part for name in rules[axis] for part in parts(mesh, name))
+        entries.append(tuple(part for part in made_of if mesh.shape[part] > 1))
     used = [name for entry in entries for name in entry]
     twice = sorted({name for name in used if used.count(name) > 1})
     if twice:
@@ -52,9 +54,9 @@ def shardings(leaves: Params, shapes: Params, rules: Rules, mesh: jax.sharding.M
     problems: list[str] = []
 
     def one(path: Any, leaf: Leaf, shape: Any) -> NamedSharding:
-        parts = spec(leaf.axes, rules, mesh)
-        for axis, size, entry in zip(leaf.axes, shape.shape, parts, strict=True):
-            names = (entry,) if isinstance(entry, str) else (entry or ())
+        partition = spec(leaf.axes, rules, mesh)
+        for axis, size, entry in zip(leaf.axes, shape.shape, partition, strict=True):
+            names = names_of(entry)
             ways = math.prod(mesh.shape[name] for name in names)
             if size % ways:
                 over = " x ".join(f"{name!r} ({mesh.shape[name]})" for name in names)
@@ -63,7 +65,7 @@ def shardings(leaves: Params, shapes: Params, rules: Rules, mesh: jax.sharding.M
                     f"{size} cannot be split {ways} ways over mesh axis {over}. "
                     + _mend(axis, size, ways)
                 )
-        return NamedSharding(mesh, parts)
+        return NamedSharding(mesh, partition)
 
     result = jax.tree_util.tree_map_with_path(one, leaves, shapes)
     if problems:
@@ -72,20 +74,20 @@ def shardings(leaves: Params, shapes: Params, rules: Rules, mesh: jax.sharding.M
     return result
 
 
-def manual_part(parts: P, manual: frozenset[str]) -> P:
+def manual_part(partition: P, manual: frozenset[str]) -> P:
     """The same partition, automatic axes left out: what ``shard_map`` is told."""
 
     def kept(entry: Any) -> Any:
-        names = tuple(n for n in _names(entry) if n in manual)
+        names = tuple(n for n in names_of(entry) if n in manual)
         return names[0] if len(names) == 1 else names or None
 
-    return P(*[kept(entry) for entry in parts])
+    return P(*[kept(entry) for entry in partition])
 
 
-def axes_of(parts: P) -> Iterator[tuple[int, tuple[str, ...]]]:
+def axes_of(partition: P) -> Iterator[tuple[int, tuple[str, ...]]]:
     """(dimension, mesh axes that split it) for each dimension that is split."""
-    for dimension, entry in enumerate(parts):
-        if names := _names(entry):
+    for dimension, entry in enumerate(partition):
+        if names := names_of(entry):
             yield dimension, names
 
 
@@ -94,7 +96,8 @@ def dotted(path: Any) -> str:
     return ".".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
 
 
-def _names(entry: Any) -> tuple[str, ...]:
+def names_of(entry: Any) -> tuple[str, ...]:
+    """The mesh axes that one entry of a partition names."""
     return (entry,) if isinstance(entry, str) else tuple(entry or ())
 
 

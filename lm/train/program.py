@@ -14,7 +14,7 @@ from lm.optim.optimizer import Optimizer
 from lm.optim.shardings import state_shardings
 from lm.train.placed import Placed, row_shards
 from lm.train.state import TrainState
-from lm.train.step import Training, train_step
+from lm.train.step import Metrics, Step, Training, train_step
 
 
 @runtime_checkable
@@ -45,9 +45,21 @@ class Program(NamedTuple):
 
 
 def build_program(
-    placed: Placed, objective: Objective, optimizer: Optimizer, training: Training
+    placed: Placed,
+    objective: Objective,
+    optimizer: Optimizer,
+    training: Training,
+    *,
+    offload_optimizer: bool = False,
 ) -> Program:
     """The program of a run; allocates nothing and compiles nothing.
+
+    Args:
+        placed: the model on its mesh.
+        objective: what is learned.
+        optimizer: how.
+        training: how much.
+        offload_optimizer: keep the optimizer's state in the host's memory between updates.
 
     Raises:
         ShardingError: rows that do not divide over devices and microbatches.
@@ -58,7 +70,10 @@ def build_program(
     places = jax.tree.map(lambda x: x.sharding, placed.params)
     inner = state_shardings(transformation, placed.params, places, placed.replicated)
     one: Any = placed.replicated
-    where = TrainState(one, places, {}, inner, one)
+    kept = inner
+    if offload_optimizer:
+        kept = jax.tree.map(lambda s: s if s == one else s.with_memory_kind("pinned_host"), inner)
+    where = TrainState(one, places, {}, kept, one)
 
     def init(key: Array) -> TrainState:
         of_weights, of_run = jax.random.split(key)
@@ -68,15 +83,25 @@ def build_program(
 
     rate = optimizer.learning_rate(training.steps)
     step = train_step(placed, objective, transformation, rate, training.microbatches)
+    fetched = step if not offload_optimizer else _fetching(step, inner)
     shapes = jax.eval_shape(init, jax.random.key(0))
     state = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where
     )
     jitted_init = jax.jit(init, out_shardings=where)
     jitted_step = jax.jit(
-        step, donate_argnums=0, out_shardings=(where, placed.replicated), keep_unused=True
+        fetched, donate_argnums=0, out_shardings=(where, placed.replicated), keep_unused=True
     )
     return Program(jitted_init, jitted_step, state, batch, placed)
+
+
+def _fetching(step: Step, places: Any) -> Step:
+    """The step, on a state whose optimizer's part must first come to the device."""
+
+    def with_fetch(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        return step(state._replace(optimizer=jax.device_put(state.optimizer, places)), batch)
+
+    return with_fetch
 
 
 def _check_microbatches(training: Training, shards: int) -> None:

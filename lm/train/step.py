@@ -18,6 +18,7 @@ from lm.train.placed import Placed
 from lm.train.state import TrainState
 
 Metrics = Mapping[str, Array]
+Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +90,8 @@ def gradients(placed: Placed, objective: Objective, microbatches: int) -> Gradie
         return explicit.sum_gradients(found, model.leaves), explicit.sum_tokens(loss)
 
     shards = explicit.specs(model.leaves)
-    rows = explicit.spec(("batch",))
-    return explicit.region(of_shard, (shards, P(), P(), rows), (shards, P()))
+    each = explicit.region(of_shard, (shards, P(), P(), placed.batch_specs), (shards, P()))
+    return lambda trainable, frozen, key, batch: each(trainable, frozen, key, placed.spread(batch))
 
 
 def train_step(
@@ -99,7 +100,7 @@ def train_step(
     optimizer: optax.GradientTransformation,
     learning_rate: optax.Schedule,
     microbatches: int,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+) -> Step:
     """A pure function of state and batch; losses and accuracy are means over scored tokens."""
     summed_gradients = gradients(placed, objective, microbatches)
 

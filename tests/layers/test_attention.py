@@ -34,7 +34,8 @@ def outputs(scale=1.0, **changes):
     """The layer's output for queries and keys whose weights are ``scale`` times as large."""
     module = Attention(**(PLAIN | changes)).build(Execution(), Placement())
     at = jnp.arange(T, dtype=jnp.int32)[None]
-    context = Context(Where(jnp.ones_like(at), at), jnp.zeros(1, jnp.int32), {})
+    where = Where(jnp.ones_like(at), at)
+    context = Context(where, where, jnp.zeros(1, jnp.int32), {})
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(1, T, D)), jnp.float32)
     shapes = jax.eval_shape(module.init, jax.random.key(0), x, context)["params"]

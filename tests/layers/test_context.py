@@ -17,7 +17,8 @@ def context(rows=None, key=KEY) -> Context:
     positions = jnp.broadcast_to(jnp.where(jnp.arange(T) < 4, jnp.arange(T), jnp.arange(T) - 4),
                                  (B, T)).astype(jnp.int32)  # fmt: skip
     rows = jnp.arange(B, dtype=jnp.int32) if rows is None else rows
-    return Context(Where(segments, positions), rows, {}, key)
+    where = Where(segments, positions)
+    return Context(where, where, rows, {}, key)
 
 
 @jax.jit

@@ -34,8 +34,28 @@ CASES = [
     ("gpt2", Mesh(fsdp=2), 2, Execution(scan="scan"), 4),
     ("llama", Mesh(fsdp=1, tensor=2), 2, Execution(attention_kernel="blocked"), 1),
     ("gpt2", Mesh(fsdp=1), 1, Execution(remat="block"), 8),
+    ("llama", Mesh(fsdp=8, torus=(2, 4)), 8, Execution(remat="block", scan="scan"), 1),
+    ("gpt2", Mesh(fsdp=4, tensor=2, torus=(2, 2, 2)), 8, Execution(), 1),
+    ("llama", Mesh(fsdp=1, context=4), 4, Execution(remat="projections"), 2),
+    ("gpt2", Mesh(fsdp=2, context=2, tensor=2), 8, Execution(remat="block"), 1),
+    ("llama", Mesh(slices=2, fsdp=4, torus=(2, 2)), 8, Execution(), 1),
+    ("llama", Mesh(slices=2, data=1, fsdp=2, context=2), 8, Execution(scan="scan"), 1),
 ]
-NAMES = ["fsdp8", "2x2x2-remat-2", "gpt2-2x2x2", "data4-scan-2", "fsdp2-4", "tensor2", "alone-8"]
+NAMES = [
+    "fsdp8",
+    "2x2x2-remat-2",
+    "gpt2-2x2x2",
+    "data4-scan-2",
+    "fsdp2-4",
+    "tensor2",
+    "alone-8",
+    "torus2x4",
+    "gpt2-torus2x2x2",
+    "context4-2",
+    "gpt2-context2x2x2",
+    "slices2-torus",
+    "slices2-context2",
+]
 
 
 @cache
