@@ -50,9 +50,10 @@ def run(arguments: argparse.Namespace) -> int:
         return question(override(arguments.experiment, words), there)
 
     with people(arguments.json):
+        asking = question(arguments.experiment, asked)
         for path, old, new in diff(arguments.given, on_slices(arguments.experiment, asked)):
             print(f"changed    {path} {old} -> {new}")
-        made = plan(question(arguments.experiment, asked), rebuild, _progress)
+        made = plan(asking, rebuild, _progress)
         for line in page(made):
             print(line)
     write_json(arguments.json, to_json(made))

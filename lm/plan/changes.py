@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+import jax
+
 from lm.errors import UserError
 from lm.parallel.mesh import size
 from lm.plan.memory import Hbm
@@ -115,13 +117,26 @@ def _microbatches(question: Question, kept: float) -> Iterator[Candidate]:
     count = training.microbatches * 2
     while count <= rows and rows % count == 0:
         times = count / training.microbatches
-        # Weights are gathered and read again for each; how much that is depends on the overlap.
         yield Candidate(
             Change((("training.microbatches", str(count)),)),
-            0.02 * (times - 1),
+            _gathering(question) * (times - 1) * training.microbatches,
             kept * (1 - 1 / times),
         )
         count *= 2
+
+
+def _gathering(question: Question) -> float:
+    """Time of one microbatch's weights on the wire, as a share of a whole step's compute.
+
+    They are gathered in both passes and their gradients scattered, none of it overlapped.
+    """
+    chip, program = question.asked.chip, question.program
+    if chip is None:
+        return 0.02
+    mesh = program.placed.mesh
+    numbers = sum(x.size for x in jax.tree.leaves(program.state.trainable))
+    seconds = 3 * 2 * numbers / size(mesh, "tensor") / (chip.axes * chip.link_bytes)
+    return seconds / (question.step_flops / chip.peak_flops / mesh.devices.size)
 
 
 def _optimizer(question: Question, hbm: Hbm) -> Iterator[Candidate]:

@@ -96,9 +96,12 @@ def shortage(text: str) -> Shortage | None:
 
 
 def _sizes(told: Any) -> Sizes:
-    """The compiler's account; where it gives no peak, the sum of what it does give."""
+    """The compiler's account; where it gives no peak, the sum of what it does give.
+
+    XLA's CPU compiler gives one that leaves temporaries out, so it is none.
+    """
     peak = float(getattr(told, "peak_memory_in_bytes", 0) or 0)
-    if peak <= 0:
+    if peak <= told.temp_size_in_bytes:
         fresh = told.output_size_in_bytes - told.alias_size_in_bytes
         peak = float(told.argument_size_in_bytes + fresh + told.temp_size_in_bytes)
     return Sizes(peak, float(told.argument_size_in_bytes), float(told.generated_code_size_in_bytes))

@@ -223,7 +223,7 @@ def _bound_lines(plan: Plan) -> Iterator[str]:
     full = plan.mfu_ceiling_full or 0.0
     yield (
         f"MFU        at most {percent(plan.mfu_ceiling)} counting causal attention, "
-        f"{percent(full)} counting full ({SOURCE})"
+        f"{percent(full)} counting full; figures of the chip: Google Cloud's TPU pages"
     )
 
 

@@ -19,6 +19,7 @@ LIBTPU_SETTINGS = {
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
+FORCED = "xla_force_host_platform_device_count"
 ONE_DEVICE_A_CHIP = {"v4": {"chip_config_name": "megacore"}}
 """Options with which libtpu shows a chip as one device where it would show its two cores."""
 
@@ -60,13 +61,14 @@ def devices_for(asked: Slice) -> Sequence[Any]:
 
 
 def _processors(count: int) -> Sequence[Any]:
-    with contextlib.suppress(RuntimeError):  # JAX has started: what it has must do
-        jax.config.update("jax_num_cpu_devices", count)
+    if FORCED not in os.environ.get("XLA_FLAGS", ""):  # JAX refuses to be told twice
+        with contextlib.suppress(RuntimeError):  # JAX has started: what it has must do
+            jax.config.update("jax_num_cpu_devices", count)
     here = jax.devices("cpu")
     if len(here) < count:
         raise ConfigError(
-            f"--devices cpu:{count}: JAX has {len(here)} here. Leave --xla_force_host_platform_"
-            "device_count out of XLA_FLAGS, or raise it."
+            f"--devices cpu:{count}: JAX has {len(here)} here. Leave --{FORCED} out of XLA_FLAGS, "
+            "or raise it."
         )
     return here[:count]
 

@@ -201,7 +201,7 @@ def _entering(e: Any, inner: Any, places: Dims) -> dict[Any, int]:
     return {
         v: places[x] - d
         for v, x, d in zip(inner.invars, given, dropped, strict=True)
-        if not _is_literal(x) and x in places and places[x] >= d
+        if not _is_literal(x) and x in places and 0 <= places[x] - d < len(v.aval.shape)
     }
 
 
@@ -224,11 +224,10 @@ def _spread(jaxpr: Any, dims: Dims) -> dict[Any, int]:
     """Follow ``tensor`` through the equations, as the compiler would."""
     places: dict[Any, int] = dict(dims)
     for e in jaxpr.eqns:
-        inner = list(_inner(e))
-        if inner and e.primitive.name != "cond":
-            for one in inner[:1]:
-                entering = _entering(e, one, places)
-                places |= _leaving(e, one, {**entering, **_spread(one, entering)})
+        body = next(_inner(e), None)
+        if body is not None and _runs(e, body):
+            entering = _entering(e, body, places)
+            places |= _leaving(e, body, {**entering, **_spread(body, entering)})
             continue
         rule = RULES.get(e.primitive.name, _alike)
         for v in e.outvars:
@@ -236,6 +235,14 @@ def _spread(jaxpr: Any, dims: Dims) -> dict[Any, int]:
             if dim is not None:
                 places[v] = dim
     return places
+
+
+def _runs(e: Any, body: Any) -> bool:
+    """Whether an equation is its body, and not a scatter that applies it to single numbers."""
+    if e.primitive.name in ("cond", "scan"):
+        return e.primitive.name == "scan"
+    ranks = [[len(getattr(v.aval, "shape", ())) for v in j.outvars] for j in (e, body)]
+    return ranks[0] == ranks[1] and len(e.invars) >= len(body.invars)
 
 
 def _alike(e: Any, out: Any, places: Dims) -> int | None:
@@ -295,7 +302,7 @@ def _reshaped(e: Any, out: Any, places: Dims) -> int | None:
 
 def _broadcast(e: Any, out: Any, places: Dims) -> int | None:
     for v in _placed(e, places):
-        return e.params["broadcast_dimensions"][places[v]]
+        return int(e.params["broadcast_dimensions"][places[v]])
     return None
 
 
