@@ -79,13 +79,15 @@ class Found(NamedTuple):
     traffic: tuple[Traffic, ...]
     unknown_loops: int
     """Loops with collectives whose trip count the text does not tell; counted once."""
+    unread: int
+    """Collectives of the text in places that were not understood; not counted."""
 
 
 def collectives(module: Module, mesh: Any) -> Found:
     """Every collective of a program that was compiled for this mesh."""
     reader = _Reader(module, Grid(mesh))
     traffic = tuple(reader.walk(module.entry, 1))
-    return Found(traffic, reader.unknown_loops)
+    return Found(traffic, reader.unknown_loops, reader.unread())
 
 
 def rows(traffic: Sequence[Traffic], user_axis: Any) -> list[Row]:
@@ -182,9 +184,20 @@ class _Reader:
     def __init__(self, module: Module, grid: Grid) -> None:
         self.module, self.grid = module, grid
         self.unknown_loops = 0
+        self.reached: set[tuple[str, str]] = set()
+
+    def unread(self) -> int:
+        """Collectives of the text that the walk never came to."""
+        return sum(
+            i.opcode.removesuffix("-start") in KINDS and (name, i.name) not in self.reached
+            for name, schedule in self.module.computations.items()
+            for i in schedule
+        )
 
     def walk(self, computation: str, times: int) -> Iterator[Traffic]:
+        """Every collective that a computation runs, so many times."""
         schedule = self.module.of(computation)
+        self.reached |= {(computation, i.name) for i in schedule}
         continuing: set[str] = set()
         for place, i in enumerate(schedule):
             if continuing & set(i.operands):
@@ -212,17 +225,17 @@ class _Reader:
         elif i.opcode == "fusion":
             for inner, there in self._inner(i):
                 yield from self._traffic(inner, there, times, overlapped=False, outer=i)
-        elif i.opcode == "async-start":
-            overlapped = self._computes(schedule, place, f"%{i.name}", "async-done")
-            for inner, there in self._inner(i):
-                yield from self._traffic(inner, there, times, overlapped=overlapped, outer=i)
         elif i.opcode == "send":
             yield from self._megascale(schedule, place, times)
         elif (kind := i.opcode.removesuffix("-start")) in KINDS:
-            overlapped = kind != i.opcode and self._computes(
-                schedule, place, f"%{i.name}", f"{kind}-done"
-            )
+            overlapped = kind != i.opcode and self._computes(schedule, place, {i.name}, i.bytes / 2)
             yield from self._traffic(i, schedule, times, overlapped=overlapped, outer=i)
+        elif i.opcode.endswith("-start") and (inside := self._inner(i)):
+            # A wrapper (async-start), or a call that another core runs (call-start).
+            whole = max(x.bytes for x, _ in inside)
+            overlapped = self._computes(schedule, place, {i.name}, whole)
+            for inner, there in inside:
+                yield from self._traffic(inner, there, times, overlapped=overlapped, outer=i)
 
     def _loop(self, loop: Instruction, times: int) -> Iterator[Traffic]:
         trips = trip_count(self.module, loop)
@@ -240,7 +253,8 @@ class _Reader:
             for x in there:
                 if x.opcode.removesuffix("-start") in KINDS:
                     found.append((x, there))
-                elif x.opcode == "fusion":
+                    self.reached.add((name, x.name))
+                elif x.opcode in ("fusion", "call"):
                     found += self._inner(x)
         return found
 
@@ -275,17 +289,12 @@ class _Reader:
         kind, meeting = send.attribute(MEGASCALE), send.attribute(MEETING)
         if kind is None:
             return
-        done = next(
-            (
-                f"%{i.name}"
-                for i in schedule
-                if i.opcode == "recv" and i.attribute(MEETING) == meeting
-            ),
-            "",
-        )
-        overlapped = self._computes(schedule, place, done, "recv-done")
         shapes = {i.name: i.shape for i in schedule}
         held = bytes_of(shapes.get(send.operands[0], "")) if send.operands else 0.0
+        receives = {
+            i.name for i in schedule if i.opcode == "recv" and i.attribute(MEETING) == meeting
+        }
+        overlapped = self._computes(schedule, place, receives, held)
         name = kind.lower().replace("_", "-")
         n = self.grid.slices
         whole = held * n if name == "all-gather" else held
@@ -344,17 +353,28 @@ class _Reader:
         return self.grid.over(groups), groups.shape[1]
 
     def _computes(
-        self, schedule: tuple[Instruction, ...], place: int, name: str, done: str
+        self, schedule: tuple[Instruction, ...], place: int, names: set[str], whole: float
     ) -> bool:
-        """Whether real compute stands between a start and its end (or the loop body's end)."""
-        i = schedule[place]
-        whole = i.bytes / 2
+        """Whether real compute stands between a start and its end (or the loop body's end).
+
+        Args:
+            schedule: the computation.
+            place: where it starts.
+            names: of what the end waits for.
+            whole: bytes that travel.
+        """
+        names, found = set(names), False
         for later in schedule[place + 1 :]:
-            if later.opcode == done and name.lstrip("%") in later.operands:
-                return False
-            if self._is_compute(later, whole):
-                return True
-        return False
+            if names & set(later.operands):
+                if later.opcode.endswith("-done"):
+                    return found
+                if later.opcode.endswith("-update"):
+                    # Only now it is given its operands; what came before was preparation.
+                    names.add(later.name)
+                    found = False
+                    continue
+            found = found or self._is_compute(later, whole)
+        return found
 
     def _is_compute(self, i: Instruction, whole: float) -> bool:
         """Products, kernels and loops; or a fusion whose result is as large as what travels."""

@@ -63,7 +63,7 @@ class Instruction(NamedTuple):
         )
         for many in re.findall(r"\b(?:branch_computations|calls)=\{([^}]*)\}", self.attributes):
             one += re.findall(r"%?([\w.\-]+)", many)
-        if self.opcode == "call":
+        if self.opcode in ("call", "call-start"):
             one += re.findall(r"\bto_apply=%?([\w.\-]+)", self.attributes)
         return tuple(one)
 

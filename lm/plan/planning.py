@@ -76,6 +76,7 @@ def _answer(
         collectives=None if found is None else rows(found.traffic, axis_of),
         collectives_unknown=why,
         unknown_loops=0 if found is None else found.unknown_loops,
+        unread=0 if found is None else found.unread,
         flops=question.flops,
         recomputed_flops=again,
         training=question.training,

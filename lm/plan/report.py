@@ -32,6 +32,8 @@ class Plan:
     """Why they are not known."""
     unknown_loops: int
     """Loops whose trip count is not told; their collectives count once."""
+    unread: int
+    """Collectives that the program's text holds where they were not understood; not counted."""
     flops: Flops
     """Of a token."""
     recomputed_flops: float
@@ -90,6 +92,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "collectives": None if plan.collectives is None else [_row(r) for r in plan.collectives],
         "collectives_unknown": plan.collectives_unknown,
         "loops_of_unknown_length": plan.unknown_loops,
+        "collectives_not_understood": plan.unread,
         "flops_per_step": plan.step_flops,
         "flops_per_step_full_attention": plan.flops.full * t.tokens_per_step,
         "recomputed_flops_per_step": plan.recomputed_flops,
@@ -199,6 +202,8 @@ def _collective_lines(plan: Plan) -> Iterator[str]:
     if len(plan.collectives) > len(shown):
         rest = plan.collectives[SHOWN_ROWS:]
         yield f"           {len(rest)} more, {size(sum(r.wire_gib_per_step for r in rest))}"
+    if plan.unread:
+        yield f"           {plan.unread} more collectives were not understood and are not counted"
     if plan.unknown_loops:
         yield (
             f"           {plan.unknown_loops} loops of unknown length hold collectives that are "

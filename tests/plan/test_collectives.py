@@ -197,6 +197,41 @@ def test_what_goes_between_slices_is_found_in_the_hosts_transfers(tools):
     assert between.wire_bytes == 2 * 256 / 2
 
 
+OTHER_CORE = """\
+%offloaded (p: f32[4,8]) -> f32[16,8] {
+  %p = f32[4,8]{1,0} parameter(0)
+  ROOT %g = f32[16,8]{1,0} all-gather(%p), replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}
+}, execution_thread="sparsecore"
+"""
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_collective_that_another_core_runs_starts_when_it_is_given_its_operands(tools, before):
+    """tpu7x prepares a call, hands the operands over later, and waits for the end."""
+    lines = [
+        "%x = f32[4,8]{1,0} parameter(0)",
+        "%y = f32[64,64]{1,0} parameter(1)",
+        '%s = ((), (), s32[]) call-start(), async_execution_thread="sparsecore", '
+        "to_apply=%offloaded",
+        "%u = ((f32[4,8]{1,0}), f32[16,8]{1,0}, s32[]) call-update(%s, %x)",
+        "%e = f32[16,8]{1,0} call-done(%u)",
+    ]
+    product = "%d = f32[64,64]{1,0} dot(%y, %y), lhs_contracting_dims={1}"
+    lines.insert(3 if before else 4, product)
+    text = entry(*lines, before=OTHER_CORE)
+    found = collectives(parse(text), tools.fake_mesh({"data": 2, "fsdp": 4}))
+    (gather,) = found.traffic
+    assert (gather.kind, gather.axes) == ("all-gather", ("fsdp",))
+    assert gather.overlapped is not before
+    assert found.unread == 0
+
+
+def test_a_collective_in_a_place_that_is_not_understood_is_told(tools):
+    text = entry("%x = f32[4,8]{1,0} parameter(0)", before=OTHER_CORE)
+    found = collectives(parse(text), tools.fake_mesh({"data": 2, "fsdp": 4}))
+    assert (found.traffic, found.unread) == ((), 1)
+
+
 LOOP = """\
 %body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
   %p = (s32[], f32[8]{0}) parameter(0)
