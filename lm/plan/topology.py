@@ -18,6 +18,8 @@ LIBTPU_SETTINGS = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    # What this machine would be; of no effect on what is asked for, but its absence is warned of.
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16",
 }
 FORCED = "xla_force_host_platform_device_count"
 ONE_DEVICE_A_CHIP = {"v4": {"chip_config_name": "megacore"}}
