@@ -17,6 +17,7 @@ from lm.data.shards import Shards
 from lm.errors import ConfigError, CorpusError
 from lm.experiment import Experiment
 from lm.models.flops import Flops, training_flops_per_token
+from lm.parallel.mesh import size
 from lm.shards import read_manifest
 from lm.tokenizers.load import load_tokenizer
 from lm.tokenizers.tokenizer import Tokenizer
@@ -44,6 +45,7 @@ def program(experiment: Experiment, devices: Sequence[Any]) -> Program:
     """
     e = experiment
     placed = place_model(e.model, e.execution, e.parallel, devices)
+    attention(e, placed)  # a kernel that cannot run is told before anything is compiled
     return build_program(
         placed,
         e.objective,
@@ -51,6 +53,19 @@ def program(experiment: Experiment, devices: Sequence[Any]) -> Program:
         e.training,
         offload_optimizer=e.execution.offload_optimizer,
     )
+
+
+def attention(experiment: Experiment, placed: Placed) -> list[str]:
+    """Which kernels compute attention on these devices, each with the reason.
+
+    Raises:
+        ConfigError: the one asked for cannot run here; says what would work.
+    """
+    e, platform = experiment, placed.mesh.devices.flat[0].platform
+    shards = size(placed.mesh, "context")
+    mixers = dict.fromkeys(block.mixer for block in e.model.blocks)
+    choices = (m.choice(e.execution, platform, e.training.length, shards) for m in mixers)
+    return list(dict.fromkeys(f"{kernel}: {why}" for kernel, why in choices))
 
 
 def flops_per_token(experiment: Experiment, placed: Placed) -> Flops:

@@ -96,6 +96,8 @@ def _tell_size(run: runs.Run, say: Any) -> None:
         f"batch      {t.sequences} x {t.length} = {count(t.tokens_per_step)} tokens a step; "
         f"{grouped(t.steps)} steps = {count(t.steps * t.tokens_per_step)} tokens"
     )
+    for chosen in assemble.attention(e, run.program.placed):
+        say(f"attention  {chosen}")
     say(f"mesh       {describe(run.program.placed.mesh)} ({jax.process_count()} process"
         f"{'es' if jax.process_count() > 1 else ''})")  # fmt: skip
 

@@ -10,12 +10,12 @@ from jaxtyping import Array, Float
 from lm.errors import ConfigError
 from lm.layers import cache as memory
 from lm.layers.context import Context
-from lm.layers.execution import OUT, QKV, Execution
+from lm.layers.execution import DTYPES, OUT, QKV, Execution
 from lm.layers.linear import Einsum
 from lm.layers.norm import Norm
 from lm.layers.placement import Placement
 from lm.layers.position import Rope
-from lm.ops.attention.attend import Target, attend, choose
+from lm.ops.attention.attend import Choice, Target, attend, choose
 from lm.ops.attention.pattern import Pattern, Where
 from lm.ops.attention.zigzag import Shard
 from lm.ops.rope import rotate
@@ -62,6 +62,23 @@ class Attention:
             raise ConfigError(
                 f"attention: rotary positions need an even head_width, found {self.head_width}."
             )
+
+    def choice(self, execution: Execution, platform: str, length: int, shards: int = 1) -> Choice:
+        """Which kernel computes training rows of ``length`` tokens, and why.
+
+        Raises:
+            ConfigError: the kernel asked for cannot do it; says what would work.
+        """
+        dtype = DTYPES[execution.compute_dtype]
+        kernel = execution.attention_kernel
+        pattern = self.pattern(ordered=True)
+        return choose(kernel, platform, length, self.head_width, dtype, pattern, shards=shards)
+
+    def pattern(self, *, ordered: bool) -> Pattern:
+        """Who sees whom; ``ordered`` where queries and keys are the same tokens."""
+        return Pattern(
+            window=self.window, scale=self.scale, soft_cap=self.soft_cap, ordered=ordered
+        )
 
     def build(
         self, execution: Execution, placement: Placement, name: str | None = None
@@ -118,7 +135,7 @@ class AttentionModule(nn.Module):
     ) -> Array:
         """Attention by the kernel that the platform and the rows allow."""
         c, execution, placement = self.config, self.execution, self.placement
-        pattern = Pattern(window=c.window, scale=c.scale, soft_cap=c.soft_cap, ordered=not decoding)
+        pattern = c.pattern(ordered=not decoding)
         shard = None if decoding else placement.row_shard()
         kernel = "auto" if decoding else execution.attention_kernel
         target = Target(kernel, placement.platform)
