@@ -135,7 +135,15 @@ CONFIGS = {
         ("16 sequences", "3 microbatches", "1, 2"),
     ),
     "mesh": Mistake("train config.py --parallel.mesh.fsdp 16", ("fsdp=16", "8 devices")),
-    "axis": Mistake("train config.py --parallel.mesh.context 2", ("context=2", "at 1")),
+    "axis": Mistake("train config.py --parallel.mesh.expert 2", ("expert=2", "at 1")),
+    "odd positions": Mistake(
+        "train config.py --parallel.mesh.context 2 --training.length 34",
+        ("34 positions cannot be split over context=2", "Use 32 or 36"),
+    ),
+    "a kernel of elsewhere": Mistake(
+        "train config.py --execution.attention_kernel splash",
+        ("splash runs on a TPU", "'auto'", "'blocked'"),
+    ),
     "an odd size": Mistake(
         "train config.py --parallel.mesh.tensor 8",
         ("cannot be split 8 ways", "'tensor'", "parallel.rules"),
