@@ -13,7 +13,7 @@ from lm.errors import ShardingError
 from lm.layers.execution import DTYPES, Execution
 from lm.layers.placement import Placement
 from lm.models.model import Model
-from lm.ops.attention.zigzag import Shard, unzigzag, zigzag
+from lm.ops.attention.zigzag import Shard, chunk_length, unzigzag, zigzag
 from lm.parallel.explicit import Explicit
 from lm.parallel.mesh import ROW_AXES, Parallel, make_mesh, size
 from lm.parallel.shardings import shardings, spec
@@ -53,7 +53,8 @@ class Placed(NamedTuple):
             ShardingError: rows or positions that cannot be split evenly over the token axes.
         """
         self._check_rows(rows)
-        self._check_length(length)
+        if (shards := size(self.mesh, "context")) > 1:
+            chunk_length(length, shards)
         parts = spec(("batch", "position"), self.explicit.rules, self.mesh)
         grid = NamedSharding(self.mesh, parts)
         row = NamedSharding(self.mesh, P(parts[0]))
@@ -95,16 +96,6 @@ class Placed(NamedTuple):
                 f"a batch of {rows} rows cannot be split evenly over {ways} devices ({over}). "
                 f"Use {' or '.join(str(n) for n in dict.fromkeys(near))} rows, or give those "
                 "devices to tensor or context."
-            )
-
-    def _check_length(self, length: int) -> None:
-        shards = size(self.mesh, "context")
-        if length % (2 * shards) and shards > 1:
-            near = length // (2 * shards) * 2 * shards or 2 * shards
-            raise ShardingError(
-                f"training.length: {length} positions cannot be split over context={shards}: "
-                f"each of those holds two equal pieces of a row. Use {near} or "
-                f"{near + 2 * shards}, or a smaller context."
             )
 
 

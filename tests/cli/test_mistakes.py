@@ -138,7 +138,7 @@ CONFIGS = {
     "axis": Mistake("train config.py --parallel.mesh.expert 2", ("expert=2", "at 1")),
     "odd positions": Mistake(
         "train config.py --parallel.mesh.context 2 --training.length 34",
-        ("34 positions cannot be split over context=2", "Use 32 or 36"),
+        ("rows of 34 tokens cannot be shared 2 ways over the context", "32 or 36"),
     ),
     "a kernel of elsewhere": Mistake(
         "train config.py --execution.attention_kernel splash",
