@@ -66,7 +66,7 @@ class Explicit(NamedTuple):
             )
             if not stages:
                 return shard
-            return _gathered(shard, stages, self.compute_dtype, self.reduce_dtype)
+            return _gathered(shard, stages, leaf.kind, self.compute_dtype, self.reduce_dtype)
 
         return jax.tree.map(one, params, leaves)
 
@@ -162,8 +162,8 @@ class Explicit(NamedTuple):
         return jax.tree.map(one, gradients, leaves)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _gathered(shard: Array, stages: Any, compute_dtype: Any, reduce_dtype: Any) -> Array:
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
+def _gathered(shard: Array, stages: Any, kind: str, compute_dtype: Any, reduce_dtype: Any) -> Array:
     whole = shard.astype(compute_dtype)
     for dimension, axis in stages:
         whole = lax.all_gather(whole, axis, axis=dimension, tiled=True)
@@ -171,19 +171,35 @@ def _gathered(shard: Array, stages: Any, compute_dtype: Any, reduce_dtype: Any) 
 
 
 def _gathered_forward(
-    shard: Array, stages: Any, compute_dtype: Any, reduce_dtype: Any
+    shard: Array, stages: Any, kind: str, compute_dtype: Any, reduce_dtype: Any
 ) -> tuple[Array, Array]:
     empty = jnp.zeros((0,), shard.dtype)
-    return _gathered(shard, stages, compute_dtype, reduce_dtype), empty
+    return _gathered(shard, stages, kind, compute_dtype, reduce_dtype), empty
 
 
 def _gathered_backward(
-    stages: Any, compute_dtype: Any, reduce_dtype: Any, like: Array, gradient: Array
+    stages: Any, kind: str, compute_dtype: Any, reduce_dtype: Any, like: Array, gradient: Array
 ) -> tuple[Array]:
     part = gradient.astype(reduce_dtype)
     for dimension, axis in reversed(stages):
-        part = lax.psum_scatter(part, axis, scatter_dimension=dimension, tiled=True)
+        part = _scattered(part, axis, dimension, apart=kind == "table")
     return (part.astype(like.dtype),)
+
+
+def _scattered(x: Array, axis: str, dimension: int, *, apart: bool) -> Array:
+    """A reduce-scatter along the outermost dimension.
+
+    Along an inner one a TPU's compiler falls back to a full all-reduce once a shard's rows are
+    shorter than 128 lanes.  A product can write its result in any order of dimensions; the rows of
+    a table cannot, and are cut into pieces that stand ``apart``.
+    """
+    if not apart:
+        first = jnp.moveaxis(x, dimension, 0)
+        part = lax.psum_scatter(first, axis, scatter_dimension=0, tiled=True)
+        return jnp.moveaxis(part, 0, dimension)
+    before, after = x.shape[:dimension], x.shape[dimension + 1 :]
+    pieces = x.reshape(*before, lax.psum(1, axis), -1, *after)
+    return lax.psum_scatter(jnp.moveaxis(pieces, dimension, 0), axis, scatter_dimension=0)
 
 
 _gathered.defvjp(_gathered_forward, _gathered_backward)
