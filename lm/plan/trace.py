@@ -80,11 +80,11 @@ def _kept(jaxpr: Any, dims: Dims, ways: int) -> float:
         root.get(v, v) for e, _ in live if _is_backward(e) for v in e.invars if not _is_literal(v)
     }
     kept = [v for v in read if v in made and v not in constant]
-    return sum(_bytes(v.aval) / (ways if v in places else 1) for v in kept)
+    return sum((_bytes(v.aval) / (ways if v in places else 1) for v in kept), 0.0)
 
 
 def _flops(jaxpr: Any, wanted: Sequence[bool] | None) -> float:
-    return sum(_flops_of(e, outs) for e, outs in _live(jaxpr, wanted))
+    return sum((_flops_of(e, outs) for e, outs in _live(jaxpr, wanted)), 0.0)
 
 
 def _flops_of(e: Any, outs: Sequence[bool]) -> float:
@@ -107,7 +107,7 @@ def _flops_of(e: Any, outs: Sequence[bool]) -> float:
         runs = math.prod(n for n in grid if isinstance(n, int))
         return runs * _flops(inner[0], None)
     same = [j for j in inner if len(j.outvars) == len(outs)]
-    return _flops(same[0], outs) if same else sum(_flops(j, None) for j in inner)
+    return _flops(same[0], outs) if same else sum((_flops(j, None) for j in inner), 0.0)
 
 
 def _shards(e: Any) -> int:
