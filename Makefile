@@ -3,6 +3,7 @@
 # make check        static checks: format, lint, types, import contracts, spelling
 # make test-all     everything, the slow, parity and multi-process tests too
 # make bench        benchmarks that fit this machine
+# make goldens      plan the recipes again and rewrite their golden plans (Python 3.12 or later)
 #
 # PYTHON=python3.12 make quickstart   uses another interpreter (3.11 or later)
 
@@ -18,7 +19,7 @@ echo "Check the network or proxy, or point pip at a mirror (PIP_INDEX_URL), and 
 exit 2
 endef
 
-.PHONY: quickstart install test test-all check bench clean
+.PHONY: quickstart install test test-all check bench goldens clean
 
 # Large pages spare XLA half a million page faults a second on a CPU (10 % of its time).
 quickstart: install
@@ -44,6 +45,10 @@ bench: $(VENV)/installed-parity
 	$(BIN)/python tests/benchmarks/loader.py
 	$(BIN)/python tests/benchmarks/startup.py
 
+# Another Python than that of .venv:  make goldens PYTHON=python3.13 VENV=.venv-plan
+goldens: $(VENV)/installed-plan
+	$(BIN)/python -m tests.plan.golden $(NAMES)
+
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	  echo "install: lm needs CPython 3.11 or later, and '$(PYTHON)' is" \
@@ -66,6 +71,11 @@ $(VENV)/installed-dev: $(VENV)/installed
 $(VENV)/installed-parity: $(VENV)/installed-dev
 	@echo "install    torch and transformers, for the parity tests"
 	@$(PIP) install $(CONSTRAINTS) --editable '.[dev,parity]' || { $(OFFLINE); }
+	@touch $@
+
+$(VENV)/installed-plan: $(VENV)/installed-dev
+	@echo "install    libtpu, to compile for TPUs that are not here"
+	@$(PIP) install $(CONSTRAINTS) --editable '.[dev,plan]' || { $(OFFLINE); }
 	@touch $@
 
 clean:
