@@ -332,7 +332,9 @@ def _plan(verbs: argparse._SubParsersAction, name: str) -> None:
         "step for the slice: memory and its parts, what travels between the chips,\nthe least "
         "time a step can take.  Values of the config can be changed as for lm train.  Exits\n"
         "with 3 where the run does not fit, naming changes with which it does.  For TPUs it needs\n"
-        "libtpu: pip install -e '.[plan]'",
+        "libtpu: pip install -e '.[plan]'\n\n  lm plan configs/quickstart.py --topology v5e:4x4 "
+        "--search --write fastest.json\n\nlooks for the mesh, the recomputation and the "
+        "microbatches of the fastest step that fits.",
     )
     parser.set_defaults(overrides=True)
     parser.add_argument("config", metavar="CONFIG", help=CONFIG)
@@ -349,7 +351,67 @@ def _plan(verbs: argparse._SubParsersAction, name: str) -> None:
         metavar="N",
         help="so many slices, joined by the data-centre network (default: the config's)",
     )
+    parser.add_argument(
+        "--search",
+        action="store_true",
+        help="guess every mesh, recomputation and number of microbatches, compile the best, and "
+        "rank them by the time of a step",
+    )
+    parser.add_argument(
+        "--any-batch",
+        action="store_true",
+        help="with --search: also a quarter to four times the rows a step (another training); "
+        "ranked by the time of a token",
+    )
+    parser.add_argument(
+        "--compiles", type=whole(1), metavar="N", help="with --search: so many at most (default: 8)"
+    )
+    parser.add_argument(
+        "--minutes",
+        type=number(lambda x: 0 < x < float("inf"), "a number of minutes above 0"),
+        metavar="M",
+        help="with --search: begin no compile that would end later (default: 9)",
+    )
+    parser.add_argument(
+        "--write", metavar="FILE", help="with --search: write the fastest config, as FILE.json"
+    )
+    parser.add_argument(
+        "--no-cache",
+        action="store_true",
+        help="with --search: compile again what is remembered in ~/.cache/lm/plans",
+    )
     _json(parser)
+
+
+def check_plan(arguments: argparse.Namespace) -> None:
+    """What the options of a plan must agree on.
+
+    Raises:
+        ConfigError: options of a search without one, or a search that nothing can rank.
+    """
+    of_search = {
+        "--any-batch": arguments.any_batch,
+        "--compiles": arguments.compiles is not None,
+        "--minutes": arguments.minutes is not None,
+        "--write": arguments.write is not None,
+        "--no-cache": arguments.no_cache,
+    }
+    given = [name for name, value in of_search.items() if value]
+    if given and not arguments.search:
+        raise ConfigError(
+            f"{' '.join(given)}: only for a search. Add --search, or leave it out: lm plan alone "
+            "compiles the config as it is."
+        )
+    if arguments.search and arguments.devices is not None:
+        raise ConfigError(
+            f"--search --devices {arguments.devices}: no figures are published for a processor, so "
+            "that nothing can be ranked. Name a TPU slice: --topology v5e:4x4"
+        )
+    if arguments.write is not None and not arguments.write.endswith(".json"):
+        raise ConfigError(
+            f"--write {arguments.write}: the config is written as JSON. Give a name that ends in "
+            f".json: --write {arguments.write}.json"
+        )
 
 
 def _report(verbs: argparse._SubParsersAction, name: str) -> None:

@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 
 from lm.checkpoint.layout import newest
-from lm.cli.arguments import HELP, Parser, parse
+from lm.cli.arguments import HELP, Parser, check_plan, parse
 from lm.cli.output import check_target
 from lm.errors import ResourceError, UserError
 from lm.plan.hardware import read_slice
@@ -84,6 +84,9 @@ def _look_first(arguments: argparse.Namespace, rest: list[str]) -> None:
         check_target(arguments.json)
     named = vars(arguments)
     if arguments.verb == "plan":
+        check_plan(arguments)
+        if arguments.write is not None:
+            check_target(arguments.write, "--write")
         asked = arguments.topology or arguments.devices
         arguments.asked = read_slice(asked, arguments.slices or 1)
     if "checkpoint" in named:

@@ -1,6 +1,7 @@
 """Printing for people, and the same figures for machines."""
 
 import contextlib
+import errno
 import json
 import os
 import sys
@@ -21,7 +22,7 @@ def people(json_to: str | None) -> Iterator[None]:
         yield
 
 
-def check_target(json_to: str) -> None:
+def check_target(json_to: str, option: str = "--json") -> None:
     """Make sure that the figures can be written, before the work that they are of is done.
 
     Raises:
@@ -31,16 +32,18 @@ def check_target(json_to: str) -> None:
         return
     path = Path(json_to)
     if path.is_dir():
-        raise ResourceError(f"--json {path}: a folder. Name a file in it.")
+        raise ResourceError(f"{option} {path}: a folder. Name a file in it.")
     try:
+        if path.exists() and not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, "it is there, and may not be changed")
         probe = _beside(path)
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise _unwritable(path, error, option) from error
 
 
-def write_json(json_to: str | None, value: Any) -> None:
+def write_json(json_to: str | None, value: Any, option: str = "--json") -> None:
     """The figures as JSON: to stdout (``-``), to a file in one step, or nowhere.
 
     Raises:
@@ -61,7 +64,7 @@ def write_json(json_to: str | None, value: Any) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise _unwritable(path, error) from error
+        raise _unwritable(path, error, option) from error
 
 
 def _beside(path: Path) -> Path:
@@ -69,8 +72,7 @@ def _beside(path: Path) -> Path:
     return path.with_name(f"{path.name}.{os.getpid()}.tmp")
 
 
-def _unwritable(path: Path, error: OSError) -> ResourceError:
+def _unwritable(path: Path, error: OSError, option: str) -> ResourceError:
     return ResourceError(
-        f"--json {path}: the figures cannot be written there ({error.strerror or error}). Name "
-        "another file."
+        f"{option} {path}: it cannot be written ({error.strerror or error}). Name another file."
     )

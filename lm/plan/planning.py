@@ -4,6 +4,7 @@ import importlib.metadata
 import platform
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -27,13 +28,20 @@ BASELINE = "nothing"
 """The remat choice that computes no product again."""
 
 
-def plan(question: Question, rebuild: Rebuild, say: Say = lambda _: None) -> Plan:
+def plan(
+    question: Question,
+    rebuild: Rebuild,
+    say: Say = lambda _: None,
+    *,
+    changes: bool = True,
+) -> Plan:
     """Compile the run's own step and report bytes, traffic and time; touches no accelerator.
 
     Args:
         question: the run and the devices.
         rebuild: makes the question with a change, for what other choices would give.
         say: told of progress.
+        changes: where it does not fit, compile changes with which it may.
 
     Raises:
         CompileError: the compiler refuses the step, and not for memory.
@@ -44,29 +52,23 @@ def plan(question: Question, rebuild: Rebuild, say: Say = lambda _: None) -> Pla
     say(f"compiling  for {question.asked.name}")
     built = build(traced, began, question.name)
     table = _remat_table(question, rebuild, traced)
-    return _answer(question, built, traced, table, rebuild, say)
+    made = _answer(question, built, traced, table)
+    if made.fits or not changes:
+        return made
+    say(f"short of   {made.hbm.short:.2f} GiB; looking for changes that make it fit")
+    tried = cheapest(candidates(question, made.hbm, table), rebuild, _attempt, say)
+    return replace(made, changes=fitting(tried), tried=tried)
 
 
-def _answer(
-    question: Question,
-    built: Built,
-    traced: Any,
-    table: list[RematChoice],
-    rebuild: Rebuild,
-    say: Say,
-) -> Plan:
+def _answer(question: Question, built: Built, traced: Any, table: list[RematChoice]) -> Plan:
     held = shards(question.program)
     limit = question.asked.chip.hbm_gib if question.asked.chip else None
-    kept = _kept(question, traced)
+    kept = kept_bytes(question, traced)
     memory = hbm(built, held, kept, limit)
     fits = built.shortage is None and memory.short == 0.0
     again = next((c.recomputed_flops for c in table if c.remat == question.execution.remat), 0.0)
     found, why = _collectives(question, built)
     limits = _bound(question, held, kept, again, found)
-    tried: list[Tried] = []
-    if not fits:
-        say(f"short of   {memory.short:.2f} GiB; looking for changes that make it fit")
-        tried = cheapest(candidates(question, memory, table), rebuild, _attempt, say)
     return Plan(
         name=question.name,
         fits=fits,
@@ -86,25 +88,27 @@ def _answer(
         mesh=_mesh(question),
         compile_seconds=built.compile_seconds,
         trace_seconds=built.trace_seconds,
-        changes=fitting(tried),
-        tried=tried,
+        changes=(),
+        tried=(),
         versions=versions(),
     )
 
 
 def _remat_table(question: Question, rebuild: Rebuild, traced: Any) -> list[RematChoice]:
-    """What each choice keeps and computes again, by tracing alone."""
+    """What each choice keeps and computes again, by tracing alone; the others save no parts."""
+    named = [name for name in ("save", "offload") if getattr(question.execution, name)]
+    parts = tuple((f"execution.{name}", "") for name in named)
     kept: dict[str, float] = {}
     flops: dict[str, float] = {}
     for choice in remat_choices():
         other, seen = question, traced
         if choice != question.execution.remat:
             try:
-                other = rebuild(Change((("execution.remat", choice),)))
+                other = rebuild(Change((("execution.remat", choice), *parts)))
                 seen = trace(other.program)
             except UserError:
                 continue  # not on these devices
-        kept[choice], flops[choice] = _kept(other, seen), dot_flops(seen.jaxpr)
+        kept[choice], flops[choice] = kept_bytes(other, seen), dot_flops(seen.jaxpr)
     least = flops.get(BASELINE, min(flops.values(), default=0.0))
     return [
         RematChoice(
@@ -117,7 +121,8 @@ def _remat_table(question: Question, rebuild: Rebuild, traced: Any) -> list[Rema
     ]
 
 
-def _kept(question: Question, traced: Any) -> float:
+def kept_bytes(question: Question, traced: Any) -> float:
+    """Bytes of one device that the traced backward pass finds."""
     program = question.program
     places = [x.sharding for x in _leaves(program)]
     return residual_bytes(traced.jaxpr, program.placed.mesh, places)
@@ -150,7 +155,7 @@ def _attempt(change: Change, question: Question) -> Tried:
     began = time.perf_counter()
     traced = trace(question.program)
     built = build(traced, began, question.name)
-    held, kept = shards(question.program), _kept(question, traced)
+    held, kept = shards(question.program), kept_bytes(question, traced)
     limit = question.asked.chip.hbm_gib if question.asked.chip else None
     memory: Hbm = hbm(built, held, kept, limit)
     fits = built.shortage is None and memory.short == 0.0

@@ -18,8 +18,12 @@ from lm.models.llama import llama
 from lm.optim.adamw import AdamW
 from lm.optim.schedule import Cosine
 from lm.parallel.mesh import Mesh, Parallel
+from lm.plan.analytic import Subject
 from lm.plan.hardware import Chip, Slice
+from lm.plan.memory import shards
 from lm.plan.question import Change, Question
+from lm.plan.roofline import Links
+from lm.plan.settings import Setting
 from lm.tokenizers.bytes import Bytes
 from lm.train.step import Training
 
@@ -92,9 +96,56 @@ def rebuilder(e: Experiment, chip: Chip | None = None) -> Callable[[Change], Que
     return rebuild
 
 
+def subject(e: Experiment, question: Question, chip: Chip) -> Subject:
+    """What a search knows of a run on the eight virtual devices."""
+    held = shards(question.program)
+    return Subject(
+        model=e.model,
+        leaves=question.program.placed.model.leaves,
+        shapes=question.program.placed.params,
+        rules=e.parallel.rules,
+        training=e.training,
+        execution=e.execution,
+        flops=question.flops,
+        chip=chip,
+        devices=jax.devices(),
+        moments=held.optimizer / held.parameters,
+    )
+
+
+def asker(e: Experiment, chip: Chip | None = None) -> Callable[[Setting], Question]:
+    """The question of a setting."""
+
+    def of(s: Setting) -> Question:
+        changed = replace(
+            e,
+            parallel=replace(e.parallel, mesh=s.mesh),
+            execution=replace(e.execution, remat=s.keeping.remat, save=s.keeping.save),
+            training=replace(e.training, microbatches=s.microbatches, sequences=s.sequences),
+        )
+        return ask(changed, chip)
+
+    return of
+
+
+@pytest.fixture
+def wired(monkeypatch) -> float:
+    """Processors have no links: every axis of the mesh sends a gigabyte a second."""
+    rate = 1e9
+    for name in ("analytic", "roofline"):
+        monkeypatch.setattr(f"lm.plan.{name}.links", lambda *_: Links(rate, network=False))
+    return rate
+
+
 @pytest.fixture(scope="session")
 def tools() -> SimpleNamespace:
     """What the tests of this folder share."""
     return SimpleNamespace(
-        fake_mesh=fake_mesh, experiment=experiment, on=on, ask=ask, rebuilder=rebuilder
+        fake_mesh=fake_mesh,
+        experiment=experiment,
+        on=on,
+        ask=ask,
+        asker=asker,
+        rebuilder=rebuilder,
+        subject=subject,
     )
