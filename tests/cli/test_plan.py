@@ -4,6 +4,7 @@ import importlib.util
 import json
 from pathlib import Path
 
+import jax
 import pytest
 
 from lm.cli.main import main
@@ -32,6 +33,8 @@ def test_json_on_stdout_is_only_json(capsys):
     [
         ("--topology v5x:4x4", ("v5x", "Did you mean")),
         ("--topology v5e:5x5", ("5x5", "The nearest", "v5e:4x4")),
+        ("--topology v5e:16", ("16 chips", "Write the grid", "v5e:4x4")),
+        ("--topology h100:8", ("no TPU 'h100'", "v5e", "--devices cpu:8")),
         ("--devices gpu:8", ("gpu", "cpu:8")),
         ("--topology cpu:8 --devices cpu:8", ("not allowed with",)),
         ("", ("--topology", "--devices")),
@@ -54,6 +57,41 @@ def test_without_libtpu_the_extra_is_named(capsys, monkeypatch):
     monkeypatch.setattr("lm.plan.topology.importlib.util.find_spec", lambda name: None)
     assert main(["plan", TINY, "--topology", "v5e:4x4"]) == 2
     assert "pip install -e '.[plan]'" in capsys.readouterr().err
+
+
+def test_what_the_compiler_refuses_is_told_and_kept_in_a_file(capsys, monkeypatch, tmp_path):
+    reason = "INTERNAL: Mosaic failed to compile TPU kernel: bad layout\n" + "detail\n" * 500
+
+    def refuse(*_, **__):
+        raise jax.errors.JaxRuntimeError(reason)
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", refuse)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert main(["plan", TINY, "--devices", "cpu:8"]) == 2
+    out, err = capsys.readouterr()
+    told = err.splitlines()[-1]
+    assert "Traceback" not in out + err
+    assert told.startswith("lm: tiny: the compiler refuses the step: INTERNAL: Mosaic failed")
+    (kept,) = tmp_path.iterdir()
+    assert str(kept) in told
+    assert kept.read_text(encoding="utf-8") == reason
+
+
+@needs_libtpu
+@pytest.mark.tpu_compile
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--parallel.mesh.fsdp 3", ("fsdp=3", "16 devices", "tensor=4")),
+        ("--parallel.mesh.context 3", ("context=3", "16 devices")),
+        ("--training.sequences 12", ("12 rows", "16 devices", "Use 16 rows")),
+    ],
+)
+def test_what_does_not_divide_a_slice_is_told_with_what_does(capsys, words, told):
+    assert main(["plan", TINY, "--topology", "v5e:4x4", *words.split()]) == 2
+    paragraph = capsys.readouterr().err.splitlines()[-1]
+    assert paragraph.startswith("lm: ")
+    assert all(part in paragraph for part in told), paragraph
 
 
 @needs_libtpu
