@@ -41,6 +41,8 @@ Seconds = Mapping[Axes, float]
 HIDDEN = {"fsdp": 0.5, "context": 0.5}
 """Share of the wire time over an axis that compute hides, where nothing was compiled; else 0."""
 FLOAT32 = 4
+CREVICES = 0.25 * GIB
+"""What the compiler's allocation leaves unused between arrays, at least."""
 MESH_AXES = ("slices", "data", "fsdp", "context", "tensor")
 
 
@@ -310,11 +312,12 @@ def _peak(subject: Subject, laid: Laid, setting: Setting, kept: float, piece: fl
     everything = setting.keeping.remat == "nothing"
     stream = subject.model.width * piece * width
     inner = max(_inner(s.blocks, saved, everything=everything) for s in subject.model.stacks)
-    backward = inner * piece * width + 2 * stream + laid.block
+    whole_rows = 4 * stream * tensor if tensor > 1 else 0.0
+    backward = inner * piece * width + 2 * stream + whole_rows + laid.block
     vocabulary = subject.model.vocab_size * FLOAT32 / tensor * piece * tensor
     logits = 2 * min(LOGITS_GIB * GIB, vocabulary)
     loss = logits + laid.table * (width + FLOAT32)
-    return held.parameters + held.optimizer + gradients + kept + max(backward, loss)
+    return held.parameters + held.optimizer + gradients + kept + max(backward, loss) + CREVICES
 
 
 def _inner(blocks: Sequence[Block], saved: frozenset[Part], *, everything: bool) -> float:

@@ -7,6 +7,7 @@ for its name, is no entry.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -20,7 +21,6 @@ from lm.plan.planning import versions
 
 FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 """Variables with which compilers are told what they would do otherwise."""
-SOURCE = Path(__file__).parents[1]
 
 
 class Cache(NamedTuple):
@@ -75,10 +75,16 @@ def key_of(experiment: Mapping[str, Any], asked: Slice, **more: Any) -> str:
         "slice": [asked.name, asked.slices],
         "versions": versions(),
         "flags": {name: os.environ.get(name, "") for name in FLAGS},
-        "source": source_digest(SOURCE),
+        "source": own_source(),
         "more": more,
     }
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+@functools.cache
+def own_source() -> str:
+    """Digest of this system, as it was when it was first asked for: what is loaded stays."""
+    return source_digest(Path(__file__).parents[1])
 
 
 def source_digest(folder: Path) -> str:

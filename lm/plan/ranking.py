@@ -10,6 +10,8 @@ from lm.track.format import duration, percent
 
 GUESSES = 6
 """Guessed settings that the table shows."""
+MOST = 100
+"""Candidates that the JSON holds."""
 HEADS = (
     "rank", "mesh", "keeps", "microbatches", "rows a device", "peak GiB", "step", "MFU", "blocking",
     "",
@@ -80,7 +82,7 @@ def to_json(found: Found, own: Setting | None) -> dict[str, Any]:
             "ended": found.ended,
             "seconds": found.seconds,
         },
-        "candidates": [_row(n, c, own) for n, c in enumerate(found.candidates, 1)],
+        "candidates": [_row(n, c, own) for n, c in enumerate(found.candidates[:MOST], 1)],
     }
 
 

@@ -96,7 +96,7 @@ class Found(NamedTuple):
     """What a search gave."""
 
     candidates: Sequence[Candidate]
-    """All that were compiled, and those thought to fit; the best first."""
+    """All that were compiled, and the guesses of those thought to fit; the best first."""
     settings: int
     """How many there are."""
     hopeless: int
@@ -229,6 +229,7 @@ class _State:
         self.subject, self.laid, self.ways = subject, laid, ways
         self.habits: Habits = {}
         self.done: list[Candidate] = []
+        self.settled: list[Candidate] = []
         guessed = [self.guess(s) for s in every]
         self.waiting = [c for c in guessed if self._may_fit(c, DOUBT)]
         self.hopeless = sorted(
@@ -285,7 +286,9 @@ class _State:
         if figures.fits:
             self._learn(candidate.setting, figures)
         self.done.append(candidate._replace(figures=figures))
-        self.waiting = [c for c in self.waiting if not self._settled(c)]
+        settled = {c.setting for c in self.waiting if self._settled(c)}
+        self.settled += [c for c in self.waiting if c.setting in settled]
+        self.waiting = [c for c in self.waiting if c.setting not in settled]
         self.waiting.sort(key=lambda c: (c.token_seconds, c.guess.peak))
 
     def _estimate(self, setting: Setting, habits: Habits) -> Estimate:
@@ -314,7 +317,8 @@ class _State:
         return c.guess.peak_gib + max(0.0, off) > self.limit or (c.guess.peak >= known.guess.peak)
 
     def found(self, settings: int, ended: str, seconds: float) -> Found:
-        every = sorted([*self.done, *self.waiting], key=lambda c: c.rank)
+        guesses = [self.guess(c.setting) for c in (*self.settled, *self.waiting)]
+        every = sorted([*self.done, *guesses], key=lambda c: c.rank)
         return Found(every, settings, len(self.hopeless), ended, seconds)
 
 

@@ -40,7 +40,7 @@ def run(tools):
 
 
 @pytest.fixture(scope="module")
-def made(run, tools):
+def made(run, tools, quickly):
     return plan(tools.ask(run[0]), tools.rebuilder(run[0]))
 
 

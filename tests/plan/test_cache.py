@@ -57,7 +57,7 @@ def test_the_key_follows_what_the_answer_depends_on_and_not_the_name(monkeypatch
     monkeypatch.setattr(cache, "versions", lambda: {"jax": "another"})
     others.append(key_of(e, ASKED))
     monkeypatch.undo()
-    monkeypatch.setattr(cache, "source_digest", lambda folder: "edited")
+    monkeypatch.setattr(cache, "own_source", lambda: "edited")
     others.append(key_of(e, ASKED))
     assert len({key, *others}) == 8
 
