@@ -34,7 +34,8 @@ Say = Callable[[str], None]
 DOUBT = 0.85
 """A setting is dropped where even this share of its guess is more than there is."""
 CLOSE = 0.02
-"""Settings of a mesh whose guesses differ by less than this share are not both compiled."""
+"""Settings of a mesh and number of microbatches whose guesses differ by less than this share are
+not both compiled."""
 
 
 class Limits(NamedTuple):
@@ -311,7 +312,8 @@ class _State:
         if known.setting.mesh != c.setting.mesh:
             return False
         if figures.fits:
-            return c.token_seconds > known.token_seconds * (1 - CLOSE)
+            slower = c.token_seconds > known.token_seconds * (1 - CLOSE)
+            return slower and known.setting.microbatches == c.setting.microbatches
         # The guess is off by what the compiler says; half of it, for it may say too much.
         off = (figures.peak_gib - known.guess.peak_gib) / 2
         return c.guess.peak_gib + max(0.0, off) > self.limit or (c.guess.peak >= known.guess.peak)
