@@ -364,7 +364,10 @@ def _plan(verbs: argparse._SubParsersAction, name: str) -> None:
         "ranked by the time of a token",
     )
     parser.add_argument(
-        "--compiles", type=whole(1), metavar="N", help="with --search: so many at most (default: 8)"
+        "--compiles",
+        type=whole(1),
+        metavar="N",
+        help="with --search: so many to the end; what does not fit is told early (default: 8)",
     )
     parser.add_argument(
         "--minutes",

@@ -42,6 +42,7 @@ class Limits(NamedTuple):
     """When a search ends at the latest."""
 
     compiles: int
+    """To the end; that a step does not fit is told in seconds."""
     seconds: float
 
 
@@ -203,16 +204,16 @@ def search(
         if best is not None and best.token_seconds <= candidate.token_seconds:
             ended = "nothing left is thought faster"
             break
-        if len(state.done) >= limits.compiles:
+        if state.compiled >= limits.compiles:
             ended = f"{limits.compiles} were compiled"
             break
         spent = clock() - began
         if state.done and spent + state.typical > limits.seconds:
             ended = f"{spent:.0f} s are spent"
             break
-        left = min(limits.compiles - len(state.done), 1 + len(state.waiting))
+        left = min(limits.compiles - state.compiled, 1 + len(state.waiting))
         eta = min(limits.seconds - spent, left * state.typical) if state.typical else None
-        say(_line(candidate, len(state.done) + 1, limits.compiles, spent, eta))
+        say(_line(candidate, state.compiled + 1, limits.compiles, spent, eta))
         state.take(candidate, measure, say)
     return state.found(len(every), ended, clock() - began)
 
@@ -246,6 +247,11 @@ class _State:
     def best(self) -> Figures | None:
         fitting = [c.figures for c in self.done if c.figures and c.figures.fits]
         return min(fitting, key=lambda f: f.token_seconds, default=None)
+
+    @property
+    def compiled(self) -> int:
+        """How many were compiled to the end; that one does not fit is told in seconds."""
+        return sum(c.figures is None or c.figures.fits for c in self.done)
 
     @property
     def typical(self) -> float:
@@ -309,14 +315,16 @@ class _State:
         )
 
     def _settles(self, known: Candidate, figures: Figures, c: Candidate) -> bool:
-        if known.setting.mesh != c.setting.mesh:
-            return False
+        k, s = known.setting, c.setting
+        same_mesh, same_pieces = k.mesh == s.mesh, k.microbatches == s.microbatches
         if figures.fits:
             slower = c.token_seconds > known.token_seconds * (1 - CLOSE)
-            return slower and known.setting.microbatches == c.setting.microbatches
+            return same_mesh and same_pieces and slower
+        if c.guess.peak >= known.guess.peak and (same_mesh or same_pieces):
+            return same_mesh or (k.keeping == s.keeping and k.sequences == s.sequences)
         # The guess is off by what the compiler says; half of it, for it may say too much.
         off = (figures.peak_gib - known.guess.peak_gib) / 2
-        return c.guess.peak_gib + max(0.0, off) > self.limit or (c.guess.peak >= known.guess.peak)
+        return same_mesh and c.guess.peak_gib + max(0.0, off) > self.limit
 
     def found(self, settings: int, ended: str, seconds: float) -> Found:
         guesses = [self.guess(c.setting) for c in (*self.settled, *self.waiting)]

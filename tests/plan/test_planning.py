@@ -65,6 +65,16 @@ def test_each_remat_choice_is_told(small):
     assert small[1].recomputed_flops == table["block"].recomputed_flops
 
 
+def test_each_remat_choice_is_told_also_where_parts_are_saved(tools):
+    """Other choices are traced without the parts, which most of them would refuse."""
+    e = tools.experiment(execution=Execution(scan="scan", remat="block", save=("qkv", "up")))
+    question = tools.ask(e)
+    table = planning._remat_table(question, tools.rebuilder(e), trace(question.program))
+    found = {c.remat: c for c in table}
+    assert set(found) == set(remat_choices())
+    assert found["nothing"].recomputed_flops == 0 < found["block"].recomputed_flops
+
+
 def test_json_has_what_readers_count_on_and_no_bound_for_a_processor(small):
     question, made = small
     told = to_json(made)

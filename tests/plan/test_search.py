@@ -128,15 +128,20 @@ def test_no_compile_begins_that_would_end_too_late(run, wired):
     assert found.ended.endswith("are spent")
 
 
-def test_what_does_not_fit_settles_what_needs_more_on_its_mesh(run, wired):
+def test_what_does_not_fit_settles_what_needs_more(run, wired):
+    """On its own mesh, and on others where the same is kept in as many pieces."""
     _, subject, ways = run
     laid = laid_out(subject, Mesh())
     compiler = Compiler(run, laid, fits=False, peak=100.0)
     said: list[str] = []
-    found = search(subject, laid, ways, compiler, FREE, said.append)
+    found = search(subject, laid, ways, compiler, Limits(1, 1e9), said.append)
     assert found.best is None
-    assert len(compiler.asked) == len({s.mesh for s in compiler.asked}) == len(laid)
-    assert sum("does not fit" in line for line in said) == len(laid)
+    assert len(compiler.asked) == len({s.mesh for s in compiler.asked}) > 1
+    peaks = [c.guess.peak for c in found.compiled]
+    alike = [(c.setting.keeping, c.setting.microbatches) for c in found.compiled]
+    for n, m in itertools.combinations(range(len(peaks)), 2):
+        assert alike[n] != alike[m] or peaks[n] != peaks[m]
+    assert sum("does not fit" in line for line in said) == len(compiler.asked)
 
 
 def test_where_nothing_is_thought_to_fit_the_nearest_is_compiled(run, wired):
