@@ -104,7 +104,7 @@ def _remat_table(question: Question, rebuild: Rebuild, traced: Any) -> list[Rema
         other, seen = question, traced
         if choice != question.execution.remat:
             try:
-                other = rebuild(Change((("execution.remat", choice), *parts)))
+                other = rebuild(Change((*parts, ("execution.remat", choice))))
                 seen = trace(other.program)
             except UserError:
                 continue  # not on these devices
