@@ -36,6 +36,8 @@ DOUBT = 0.85
 CLOSE = 0.02
 """Settings of a mesh and number of microbatches whose guesses differ by less than this share are
 not both compiled."""
+UNSURE = 0.05
+"""A guess for a kind of mesh of which none was compiled may be too slow by this share."""
 
 
 class Limits(NamedTuple):
@@ -201,7 +203,7 @@ def search(
     ended = "nothing is left"
     while (candidate := state.next()) is not None:
         best = state.best
-        if best is not None and best.token_seconds <= candidate.token_seconds:
+        if best is not None and best.token_seconds <= state.hope(candidate):
             ended = "nothing left is thought faster"
             break
         if state.compiled >= limits.compiles:
@@ -237,7 +239,7 @@ class _State:
         self.hopeless = sorted(
             (c for c in guessed if not self._may_fit(c, DOUBT)), key=lambda c: c.guess.peak
         )
-        self.waiting.sort(key=lambda c: (c.token_seconds, c.guess.peak))
+        self._sort()
 
     @property
     def limit(self) -> float:
@@ -271,6 +273,14 @@ class _State:
         peak = self.subject.chip.peak_flops * len(self.subject.devices)
         return Candidate(setting, made, seconds, self.subject.flops.causal / seconds / peak)
 
+    def hope(self, c: Candidate) -> float:
+        """Seconds of a token that it may come to."""
+        known = kind(c.setting.mesh) in self.habits
+        return c.token_seconds * (1.0 if known else 1 - UNSURE)
+
+    def _sort(self) -> None:
+        self.waiting.sort(key=lambda c: (self.hope(c), c.guess.peak))
+
     def next(self) -> Candidate | None:
         """The one thought fastest; where none is thought to fit, the one that lacks least."""
         if self.waiting:
@@ -296,7 +306,7 @@ class _State:
         settled = {c.setting for c in self.waiting if self._settled(c)}
         self.settled += [c for c in self.waiting if c.setting in settled]
         self.waiting = [c for c in self.waiting if c.setting not in settled]
-        self.waiting.sort(key=lambda c: (c.token_seconds, c.guess.peak))
+        self._sort()
 
     def _estimate(self, setting: Setting, habits: Habits) -> Estimate:
         laid, kept = self.laid[setting.mesh], self.ways[setting.keeping]
