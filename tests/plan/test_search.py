@@ -12,7 +12,7 @@ from lm.plan.analytic import Kept, estimate, kind
 from lm.plan.hardware import V5E
 from lm.plan.planning import plan
 from lm.plan.report import to_json
-from lm.plan.search import UNSURE, Figures, Limits, laid_out, search, traced
+from lm.plan.search import CLOSE, UNSURE, Figures, Limits, laid_out, search, traced
 from lm.plan.settings import Keeping, Setting, settings
 
 FREE = Limits(compiles=100, seconds=1e9)
@@ -96,7 +96,7 @@ def test_it_ends_when_nothing_left_is_thought_faster(run, wired):
     assert found.best.setting == compiler.asked[0]
     assert len(compiler.asked) < len(laid)
     least = found.best.token_seconds
-    assert least == min(c.token_seconds for c in found.candidates)
+    assert least * (1 - CLOSE) <= min(c.token_seconds for c in found.candidates)
     others = [c for c in found.compiled if c.setting != found.best.setting]
     assert all((1 - UNSURE) * c.token_seconds < least for c in others)
     assert kind(found.best.setting.mesh) not in {kind(c.setting.mesh) for c in others}
