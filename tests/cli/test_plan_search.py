@@ -16,6 +16,7 @@ from lm.plan.roofline import Links
 
 TINY = str(Path(__file__).parents[2] / "configs" / "smoke" / "tiny.py")
 SEARCH = ["plan", TINY, "--topology", "v5e:2x4", "--search", "--compiles", "1", "--json", "-"]
+SEARCH += ["--execution.scan", "scan"]
 
 
 @pytest.fixture

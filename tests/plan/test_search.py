@@ -24,7 +24,7 @@ SLOW = replace(V5E, peak_flops=1e11, hbm_bytes=1e12)
 @pytest.fixture(scope="module")
 def run(tools):
     """Two ways to recompute on every mesh of eight devices."""
-    e = tools.experiment(execution=Execution(scan="scan", remat="block"))
+    e = tools.experiment(blocks=1, execution=Execution(scan="scan", remat="block"))
     question = tools.ask(e)
     base = Setting(Mesh(fsdp=8), BLOCK, 1, 16)
     with pytest.MonkeyPatch.context() as patch:
