@@ -21,17 +21,17 @@ def run(arguments: argparse.Namespace) -> int:
         asked = asked._replace(slices=arguments.experiment.parallel.mesh.slices)
     experiment = on_slices(arguments.experiment, asked)
     asking = Asking()
+    if arguments.search:
+        fits, lines, told = search.run(arguments, experiment, asked, asking, _progress)
+    else:
+        question = asking.question(experiment, asked)
+        made = plan(question, asking.rebuild(experiment, asked), _progress)
+        fits, lines, told = made.fits, [*page(made)], to_json(made)
     with people(arguments.json):
         for path, old, new in diff(arguments.given, experiment):
             print(f"changed    {path} {old} -> {new}")
-        if arguments.search:
-            fits, told = search.run(arguments, experiment, asked, asking, _progress)
-        else:
-            question = asking.question(experiment, asked)
-            made = plan(question, asking.rebuild(experiment, asked), _progress)
-            for line in page(made):
-                print(line)
-            fits, told = made.fits, to_json(made)
+        for line in lines:
+            print(line)
     write_json(arguments.json, told)
     return 0 if fits else DOES_NOT_FIT
 

@@ -32,11 +32,11 @@ Say = Callable[[str], None]
 
 def run(
     arguments: argparse.Namespace, experiment: Experiment, asked: Slice, asking: Asking, say: Say
-) -> tuple[bool, dict[str, Any]]:
-    """Search, or remember; prints the table, writes the config.
+) -> tuple[bool, list[str], dict[str, Any]]:
+    """Search, or remember; writes the config.
 
     Returns:
-        Whether something fits, and the figures.
+        Whether something fits, the table and the plan as lines, and the figures.
     """
     limits = Limits(arguments.compiles or COMPILES, 60 * (arguments.minutes or MINUTES))
     cache = Cache(None if arguments.no_cache else default_folder())
@@ -47,17 +47,14 @@ def run(
     if entry is None or not known:
         entry = _searched(experiment, asked, asking, cache, limits, arguments.any_batch, say)
         cache.put(key, entry)
-    for line in entry["lines"]:
-        print(line)
+    lines, figures, config = list(entry["lines"]), dict(entry["figures"]), entry["config"]
     if known:
-        print(f"remembered in {duration(time.monotonic() - began)}; --no-cache searches again")
-    figures, config = entry["figures"], entry["config"]
+        lines.append(f"remembered in {duration(time.monotonic() - began)}; --no-cache plans again")
     if arguments.write is not None and config is not None:
         write_json(arguments.write, {**config, "name": experiment.name}, "--write")
-        print(f"written    {arguments.write}: lm train {arguments.write}")
-    figures = {**figures, "name": experiment.name}
-    figures["search"] = {**figures["search"], "remembered": known}
-    return bool(figures["fits"]), figures
+        lines.append(f"written    {arguments.write}: lm train {arguments.write}")
+    figures |= {"name": experiment.name, "search": {**figures["search"], "remembered": known}}
+    return bool(figures["fits"]), lines, figures
 
 
 def with_setting(experiment: Experiment, setting: Setting) -> Experiment:

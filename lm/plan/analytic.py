@@ -41,8 +41,6 @@ Seconds = Mapping[Axes, float]
 HIDDEN = {"fsdp": 0.5, "context": 0.5}
 """Share of the wire time over an axis that compute hides, where nothing was compiled; else 0."""
 FLOAT32 = 4
-CREVICES = 0.25 * GIB
-"""What the compiler's allocation leaves unused between arrays, at least."""
 MESH_AXES = ("slices", "data", "fsdp", "context", "tensor")
 
 
@@ -317,7 +315,7 @@ def _peak(subject: Subject, laid: Laid, setting: Setting, kept: float, piece: fl
     vocabulary = subject.model.vocab_size * FLOAT32 / tensor * piece * tensor
     logits = 2 * min(LOGITS_GIB * GIB, vocabulary)
     loss = logits + laid.table * (width + FLOAT32)
-    return held.parameters + held.optimizer + gradients + kept + max(backward, loss) + CREVICES
+    return held.parameters + held.optimizer + gradients + kept + max(backward, loss)
 
 
 def _inner(blocks: Sequence[Block], saved: frozenset[Part], *, everything: bool) -> float:
