@@ -21,7 +21,7 @@ endef
 
 .PHONY: quickstart install test test-all check bench goldens clean
 
-# Large pages spare XLA half a million page faults a second on a CPU (10 % of its time).
+# Large pages spare XLA most of its page faults on a CPU; the time that they cost is in the noise.
 quickstart: install
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/lm train configs/quickstart.py
 

@@ -8,14 +8,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lm.checkpoint.layout import (
-    TOKENIZER,
-)
+from lm.checkpoint.layout import TOKENIZER
 from lm.corpus.prepare import prepare, prepared_folder
 from lm.data.mixture import Mixture, Weighted
 from lm.data.shards import Shards
 from lm.errors import ConfigError, CorpusError
 from lm.experiment import Experiment
+from lm.layers.execution import HOST_MEMORY, Execution
 from lm.models.flops import Flops, training_flops_per_token
 from lm.parallel.mesh import size
 from lm.shards import read_manifest
@@ -44,6 +43,7 @@ def program(experiment: Experiment, devices: Sequence[Any]) -> Program:
         ShardingError, ConfigError: parts that do not fit each other or the devices.
     """
     e = experiment
+    _check_host_memory(e.execution, devices[0])
     placed = place_model(e.model, e.execution, e.parallel, devices)
     attention(e, placed)  # a kernel that cannot run is told before anything is compiled
     return build_program(
@@ -53,6 +53,19 @@ def program(experiment: Experiment, devices: Sequence[Any]) -> Program:
         e.training,
         offload_optimizer=e.execution.offload_optimizer,
     )
+
+
+def _check_host_memory(execution: Execution, device: Any) -> None:
+    if not (execution.offload or execution.offload_optimizer):
+        return
+    kinds = sorted(memory.kind for memory in device.addressable_memories())
+    if HOST_MEMORY not in kinds:
+        raise ConfigError(
+            f"execution: offload={execution.offload}, offload_optimizer="
+            f"{execution.offload_optimizer} need the host's memory ({HOST_MEMORY}), and "
+            f"{device.device_kind} offers {', '.join(kinds) or 'none'}. Leave both out; "
+            "remat='block' needs the least memory without them."
+        )
 
 
 def attention(experiment: Experiment, placed: Placed) -> list[str]:

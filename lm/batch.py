@@ -61,6 +61,22 @@ LogitsFn = Callable[[Float[Array, "*tokens D"]], Float[Array, "*tokens V"]]
 """Hidden states to logits, of any leading shape; apart, so that a loss may chunk the tokens."""
 
 
+class Pieced(NamedTuple):
+    """A ``LogitsFn`` that can also make the logits of a part of the vocabulary at a time."""
+
+    whole: LogitsFn
+    weights: Params
+    """As they are stored, each with a leading dimension of pieces."""
+    part: Callable[[Params, Float[Array, "*tokens D"]], Float[Array, "*tokens v"]]
+    """(weights of one piece, hidden states) -> its logits."""
+    ids: Callable[[Int[Array, ""]], Int[Array, " v"]]
+    """Which ids the logits of a piece stand for."""
+
+    def __call__(self, hidden: Float[Array, "*tokens D"]) -> Float[Array, "*tokens V"]:
+        """All logits."""
+        return self.whole(hidden)
+
+
 class Loss(NamedTuple):
     """Sums and counts, never means: they add across devices and microbatches."""
 

@@ -69,7 +69,7 @@ class BlockModule(nn.Module):
             return dropout(y, c.dropout, context, "/".join((*self.path, name)))
 
         mixer = c.mixer.build(self.execution, self.placement, name="mixer")
-        mlp = c.mlp.build(self.placement, name="mlp")
+        mlp = c.mlp.build(self.execution, self.placement, name="mlp")
         mixed, cache = mixer(before(x_BTD, "mixer"), context, cache)
         if c.residual == "parallel":
             x_BTD = x_BTD + after(mixed, "mixer") + after(mlp(before(x_BTD, "mlp")), "mlp")

@@ -9,6 +9,8 @@ from lm.errors import ConfigError
 from lm.ops.attention.attend import Kernel
 from lm.ops.attention.pattern import ATTENTION
 
+HOST_MEMORY = "pinned_host"
+"""JAX's name of the host's memory that a device reads and writes by itself."""
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 Part = Literal["qkv", "attention", "out", "gate", "up"]
@@ -24,6 +26,8 @@ KEPT: dict[Remat, tuple[Part, ...]] = {
 """What each way to recompute keeps, beside the stream that enters every block."""
 QKV, OUT, GATE, UP = "qkv", "out", "gate", "up"
 """Checkpoint names of the parts; that of attention is the kernels' own."""
+GATHERED = "gathered"
+"""Checkpoint name of weights that were gathered: never kept."""
 NAMES: dict[Part, str] = {
     "qkv": QKV,
     "attention": ATTENTION,
@@ -50,6 +54,12 @@ class Execution:
     """Parts of a block kept in the host's memory until the backward pass; TPU and GPU."""
     offload_optimizer: bool = False
     """Keep the optimizer's state in the host's memory between updates; TPU and GPU."""
+    mlp_pieces: int = 1
+    """Compute each MLP in so many pieces of its inner width, their weights gathered and their
+    gradients scattered one after another: less memory, and inner products computed again."""
+    vocab_pieces: int = 1
+    """Take the loss in so many pieces of the vocabulary, so that neither the table nor its
+    gradient is ever whole: less memory, and the logits computed twice.  1: pieces of tokens."""
     attention_kernel: Kernel = "auto"
     """How attention is computed; ``auto``: the fastest that the platform and the rows allow."""
     scan: Literal["auto", "scan", "unroll"] = "auto"
@@ -62,6 +72,17 @@ class Execution:
         Raises:
             ConfigError: a part that is kept twice.
         """
+        if min(self.mlp_pieces, self.vocab_pieces) < 1:
+            raise ConfigError(
+                f"execution: mlp_pieces={self.mlp_pieces} and vocab_pieces={self.vocab_pieces} "
+                "must be 1 or more."
+            )
+        if self.mlp_pieces > 1 and {"gate", "up"} & {*self.kept, *self.offload}:
+            raise ConfigError(
+                f"execution: mlp_pieces={self.mlp_pieces} computes the MLP's inward products "
+                f"again, and remat={self.remat!r}, save={self.save}, offload={self.offload} keep "
+                "them. Use remat='block' or 'attention' without gate and up, or mlp_pieces=1."
+            )
         kept = KEPT[self.remat]
         twice = {*self.save} & {*self.offload} | ({*kept} & {*self.save, *self.offload})
         if self.remat == "nothing" and (self.save or self.offload):

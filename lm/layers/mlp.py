@@ -1,7 +1,7 @@
 """The position-wise part of a block."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -10,8 +10,12 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from lm.layers.execution import GATE, UP
+from lm.batch import Params
+from lm.errors import ConfigError
+from lm.layers.execution import GATE, GATHERED, UP, Execution
 from lm.layers.linear import Einsum
+from lm.layers.parameter import applied, leaves_of
+from lm.layers.pieces import cut, summed
 from lm.layers.placement import Placement
 
 Activation = Literal["gelu", "gelu_tanh", "silu", "relu", "relu_squared"]
@@ -33,9 +37,15 @@ class Mlp:
     activation: Activation = "gelu_tanh"
     bias: bool = False
 
-    def build(self, placement: Placement, name: str | None = None) -> nn.Module:
-        """The module."""
-        return MlpModule(self, placement, name=name)
+    def build(
+        self, execution: Execution, placement: Placement, name: str | None = None
+    ) -> nn.Module:
+        """The module.
+
+        Raises:
+            ConfigError: an inner width that cannot be cut into the pieces asked for.
+        """
+        return _built(self, execution, placement, name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +57,29 @@ class GatedMlp:
     activation: Activation = "silu"
     bias: bool = False
 
-    def build(self, placement: Placement, name: str | None = None) -> nn.Module:
-        """The module."""
-        return MlpModule(self, placement, name=name)
+    def build(
+        self, execution: Execution, placement: Placement, name: str | None = None
+    ) -> nn.Module:
+        """The module.
+
+        Raises:
+            ConfigError: an inner width that cannot be cut into the pieces asked for.
+        """
+        return _built(self, execution, placement, name)
+
+
+def _built(
+    config: Mlp | GatedMlp, execution: Execution, placement: Placement, name: str | None
+) -> nn.Module:
+    count, F = execution.mlp_pieces, config.hidden
+    if count == 1:
+        return MlpModule(config, placement, name=name)
+    if F % count:
+        raise ConfigError(
+            f"execution.mlp_pieces: an MLP of inner width {F} cannot be cut into {count} equal "
+            f"pieces. Choose from: {', '.join(str(n) for n in range(1, 33) if F % n == 0)}."
+        )
+    return PiecedMlpModule(config, placement, count, name=name)
 
 
 class MlpModule(nn.Module):
@@ -73,3 +103,25 @@ class MlpModule(nn.Module):
             hidden_BTF = act(up_BTF)
         hidden_BTF = self.placement.constrain(hidden_BTF, ("batch", "position", "mlp"))
         return Einsum((F,), (D,), ("mlp", "embed"), bias, flat, name="down")(hidden_BTF)
+
+
+class PiecedMlpModule(nn.Module):
+    """Either MLP as a sum of narrower ones; it is given its parameters as they are stored."""
+
+    config: Mlp | GatedMlp
+    placement: Placement
+    count: int
+
+    @nn.compact
+    def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """The residual update of each token."""
+        leaves = leaves_of(MlpModule(self.config, self.placement, parent=None), x_BTD)
+        narrow = replace(self.config, hidden=self.config.hidden // self.count)
+        module = MlpModule(narrow, self.placement, parent=None)
+        stacked = cut(self.variables["params"], leaves, "mlp", self.count)
+        pieces = [jax.tree.map(lambda x, n=n: x[n], stacked) for n in range(self.count)]
+
+        def whole(stored: Params) -> Params:
+            return checkpoint_name(self.placement.gather(stored, leaves), GATHERED)
+
+        return summed(partial(applied, module), whole, pieces, x_BTD)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array
@@ -42,6 +43,13 @@ def declare(module: nn.Module, name: str, shape: tuple[int, ...], leaf: Leaf) ->
     """The parameter ``name`` of a module; float32 unless it was fed in another dtype."""
     blank: Callable[..., Described] = lambda _: Described(jnp.zeros(shape, jnp.float32), leaf)  # noqa: E731
     return module.param(name, blank)  # pyright: ignore[reportReturnType]  (unboxed by param)
+
+
+def leaves_of(module: nn.Module, *arguments: Any) -> Params:
+    """The leaves of a module's parameters, given what it is applied to; by shapes alone."""
+    described = jax.eval_shape(module.init, jax.random.key(0), *arguments)["params"]
+    is_described = lambda x: isinstance(x, Described)  # noqa: E731
+    return jax.tree.map(lambda d: d.leaf, described, is_leaf=is_described)
 
 
 def applied(module: nn.Module, params: Params, *arguments: Any) -> Any:

@@ -11,18 +11,17 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from lm.batch import Params
+from lm.batch import Leaf, Params
 from lm.errors import ConfigError
 from lm.layers.block import Block
 from lm.layers.cache import KvCache
 from lm.layers.context import Context
-from lm.layers.execution import NAMES, Execution
+from lm.layers.execution import GATHERED, HOST_MEMORY, NAMES, Execution
 from lm.layers.parameter import applied
 from lm.layers.placement import Placement
 
 Caches = tuple[KvCache, ...]
 """A cache for each block of a period, each with a leading ``repeats`` dimension."""
-GATHERED = "gathered"
 SCAN_FROM = 8
 """Under ``scan="auto"``, stacks of at least this many repeats are looped over; shorter ones are
 unrolled, which compiles slower and, on a CPU, runs 5 to 10 % faster."""
@@ -97,7 +96,7 @@ def run(
         first_layer: number of the first period within the model; keys differ by it.
     """
     repeats = len(jax.tree.leaves(params)[0])
-    gather = period.placement.gather
+    gather = _gather(period)
 
     def body(x: Array, xs: tuple[Params, Caches | None, Array]) -> tuple[Array, Caches | None]:
         shards, cache, index = xs
@@ -110,6 +109,21 @@ def run(
     xs = (params, caches, jnp.arange(repeats))
     step = _recomputed(body, period, looped)
     return lax.scan(step, x_BTD, xs, unroll=1 if looped else repeats)
+
+
+def _gather(period: PeriodModule) -> Callable[[Params, Params], Params]:
+    """Makes a period's weights whole, but for those that its MLPs gather piece by piece."""
+    whole = period.placement.gather
+    if period.execution.mlp_pieces == 1:
+        return whole
+
+    def most(params: Params, leaves: Params) -> Params:
+        def one(x: Array, leaf: Leaf) -> Array:
+            return x if "mlp" in leaf.axes else whole({"it": x}, {"it": leaf})["it"]
+
+        return jax.tree.map(one, params, leaves)
+
+    return most
 
 
 def _recomputed(
@@ -128,7 +142,7 @@ def _recomputed(
             names_which_can_be_saved=[NAMES[part] for part in e.kept],
             names_which_can_be_offloaded=[NAMES[part] for part in e.offload],
             offload_src="device",
-            offload_dst="pinned_host",
+            offload_dst=HOST_MEMORY,
         )
     else:
         policy = policies.save_only_these_names(*(NAMES[part] for part in e.kept))

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from lm.batch import Batch, Leaf, LogitsFn, Output, Params
+from lm.batch import Batch, Leaf, LogitsFn, Output, Params, Pieced
 from lm.errors import ConfigError
 from lm.layers import cache as memory
+from lm.layers import pieces
 from lm.layers import stack as stacks
 from lm.layers.block import Block
 from lm.layers.context import Context, dropout
@@ -103,6 +104,7 @@ class _Live:
     def __init__(self, config: Decoder, execution: Execution, placement: Placement) -> None:
         self.config, self.placement = config, placement
         self.dtype = DTYPES[execution.compute_dtype]
+        self.vocab_pieces = _divides(execution.vocab_pieces, config.vocab_size)
         self.periods = [s.period(execution, placement) for s in config.stacks]
         self.embedding = TokenEmbedding(config.vocab_size, config.width)
         self.head = Unembedding(config.vocab_size, config.width)
@@ -128,16 +130,28 @@ class _Live:
         return Output(hidden, {})
 
     def logits(self, params: Params) -> LogitsFn:
-        tied = isinstance(self.config.unembedding, Tied)
-        part = self._whole(params, "embedding" if tied else "unembedding")
-        w_VD = (part["table"] if tied else part["w"].T).astype(self.dtype)
+        name = "embedding" if isinstance(self.config.unembedding, Tied) else "unembedding"
+        leaves, count = self.leaves[name], self.vocab_pieces
+
+        def part(stored: Params, hidden: Array) -> Array:
+            return self._scores(self.placement.gather(stored, leaves), hidden)
+
+        whole = self._whole(params, name)
+        if count == 1:
+            return lambda hidden: self._scores(whole, hidden)
+        size = self.config.vocab_size // count
+        return Pieced(
+            lambda hidden: self._scores(whole, hidden),
+            pieces.cut(params[name], leaves, "vocab", count),
+            part,
+            lambda index: pieces.ids(index, size, count),
+        )
+
+    def _scores(self, head: Params, hidden: Float[Array, "*tokens D"]) -> Float[Array, "*tokens V"]:
+        w_VD = (head["table"] if "table" in head else head["w"].T).astype(self.dtype)
+        scores = head_product(hidden, w_VD)
         cap = self.config.logit_soft_cap
-
-        def of(hidden: Float[Array, "*tokens D"]) -> Float[Array, "*tokens V"]:
-            scores = head_product(hidden, w_VD)
-            return scores if cap is None else cap * jnp.tanh(scores / cap)
-
-        return of
+        return scores if cap is None else cap * jnp.tanh(scores / cap)
 
     def empty(self, slots: int, length: int) -> Caches:
         def one(block: Block) -> memory.KvCache:
@@ -256,6 +270,17 @@ class _Live:
                 is_leaf=lambda x: isinstance(x, Described),
             )
         return described
+
+
+def _divides(pieces: int, vocab_size: int) -> int:
+    if vocab_size % pieces:
+        choices = [str(n) for n in range(1, 65) if vocab_size % n == 0]
+        raise ConfigError(
+            f"execution.vocab_pieces: a vocabulary of {vocab_size} cannot be cut into {pieces} "
+            f"equal pieces. Choose from: {', '.join(choices)}; or pad vocab_size to "
+            f"{-(-vocab_size // pieces) * pieces}."
+        )
+    return pieces
 
 
 def _describe(module: Any, entry: jax.ShapeDtypeStruct) -> Mapping[str, Any]:

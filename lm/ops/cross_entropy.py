@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from lm.batch import LogitsFn
+from lm.batch import LogitsFn, Params, Pieced
 
 LOGITS_GIB = 0.25
 """Size of the float32 logits of one piece, in GiB."""
@@ -42,6 +42,9 @@ def summed_cross_entropy(
     closes over.
     """
     D = hidden_BTD.shape[-1]
+    if isinstance(logits, Pieced):
+        flat = (hidden_BTD.reshape(-1, D), targets_BT.reshape(-1), weights_BT.reshape(-1))
+        return _by_vocabulary(logits, z_loss, *flat)
     hidden, targets, weights = _pieces(
         logits, hidden_BTD.reshape(-1, D), targets_BT.reshape(-1), weights_BT.reshape(-1)
     )
@@ -146,9 +149,8 @@ def _summed(
 
     nothing = jnp.zeros((), jnp.float32)
     empty = tuple(jnp.zeros(c.shape, jnp.float32) for c in constants)
-    frozen = jax.lax.stop_gradient((hidden, constants))
     hidden_in, constants_in = hidden, constants
-    hidden, constants = frozen
+    hidden, constants = jax.lax.stop_gradient((hidden, constants))
     start = (CrossEntropy(nothing, nothing, nothing), empty)
     if len(hidden) == 1:
         (sums, d_constants), d_states = piece(start, (hidden[0], targets[0], weights[0]))
@@ -158,3 +160,49 @@ def _summed(
     d_constants = tuple(d.astype(c.dtype) for d, c in zip(d_constants, constants, strict=True))
     total = _scaled(sums.total, (d_states, *d_constants), (hidden_in, *constants_in))
     return CrossEntropy(total, *jax.lax.stop_gradient((sums.nll, sums.correct)))
+
+
+def _by_vocabulary(
+    logits: Pieced,
+    z_loss: float,
+    hidden: Float[Array, "n D"],
+    targets: Int[Array, " n"],
+    weights: Float[Array, " n"],
+) -> CrossEntropy:
+    """The same in two visits of each piece of the vocabulary: normaliser, then gradients."""
+    hidden_in, stored_in = hidden, logits.weights
+    hidden, stored = jax.lax.stop_gradient((hidden, stored_in))
+    indices = jnp.arange(len(jax.tree.leaves(stored)[0]))
+
+    def chosen(index: Array) -> Array:
+        return logits.ids(index)[None, :] == targets[:, None]
+
+    def read(carry: tuple[Array, Array, Array], xs: tuple[Params, Array]):
+        highest, norm, picked = carry
+        scores = logits.part(xs[0], hidden).astype(jnp.float32)
+        higher = jnp.maximum(highest, scores.max(-1))
+        norm = norm * jnp.exp(highest - higher) + jnp.exp(scores - higher[:, None]).sum(-1)
+        return (higher, norm, picked + jnp.where(chosen(xs[1]), scores, 0.0).sum(-1)), None
+
+    blank = jnp.zeros(len(hidden), jnp.float32)
+    start = (jnp.full_like(blank, -jnp.inf), blank, blank)
+    (highest, norm, picked), _ = jax.lax.scan(read, start, (stored, indices))
+    log_z = jnp.log(norm) + highest
+    nll = ((log_z - picked) * weights).sum()
+    total = nll + (z_loss * log_z**2 * weights).sum()
+    pulled_up = weights * (1.0 + 2.0 * z_loss * log_z)
+
+    def gradient(d_hidden: Array, xs: tuple[Params, Array]) -> tuple[Array, Params]:
+        scores, pull = jax.vjp(logits.part, xs[0], hidden)
+        d_scores = jnp.exp(scores.astype(jnp.float32) - log_z[:, None]) * pulled_up[:, None]
+        d_scores = d_scores - jnp.where(chosen(xs[1]), weights[:, None], 0.0)
+        d_stored, more = pull(d_scores.astype(scores.dtype))
+        return d_hidden + more.astype(jnp.float32), d_stored
+
+    d_hidden, d_stored = jax.lax.scan(
+        gradient, jnp.zeros(hidden.shape, jnp.float32), (stored, indices)
+    )
+    gradients = (d_hidden.astype(hidden.dtype), d_stored)
+    total = _scaled(total, gradients, (hidden_in, stored_in))
+    right = ((picked >= highest) * weights).sum()
+    return CrossEntropy(total, *jax.lax.stop_gradient((nll, right)))

@@ -7,7 +7,7 @@ gradients leave the region split as the weights are stored.  On one device all o
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,8 +20,13 @@ from jaxtyping import Array
 
 from lm.batch import Leaf, Params
 from lm.parallel.mesh import TOKEN_AXES, parts
+from lm.parallel.ring import gather, scatter
 from lm.parallel.rules import Rules
 from lm.parallel.shardings import axes_of, manual_part, names_of, spec
+
+WORTH_A_RING = 0.1
+"""A stage that moves at least this share of a weight's bytes goes in a ring, the rest at once:
+a ring is as many instructions to compile as it has devices."""
 
 
 class Explicit(NamedTuple):
@@ -33,6 +38,8 @@ class Explicit(NamedTuple):
     """Dtype in which weights travel."""
     reduce_dtype: Any
     """Dtype in which their gradients travel."""
+    rings: bool = False
+    """Whether they travel from neighbour to neighbour; see ``lm.parallel.ring``."""
 
     @property
     def manual(self) -> tuple[str, ...]:
@@ -66,14 +73,27 @@ class Explicit(NamedTuple):
             )
             if not stages:
                 return shard
-            return _gathered(shard, stages, leaf.kind, self.compute_dtype, self.reduce_dtype)
+            dtypes = (self.compute_dtype, self.reduce_dtype)
+            return _gathered(
+                shard, Travel(stages, leaf.kind == "table", *dtypes, self._rings(stages))
+            )
 
         return jax.tree.map(one, params, leaves)
+
+    def _rings(self, stages: Sequence[tuple[int, str]]) -> frozenset[str]:
+        """The mesh axes along which a weight goes from neighbour to neighbour."""
+        found, left = set[str](), 1.0
+        for _, axis in reversed(stages):  # the last one moves the most
+            ways = self.mesh.shape[axis]
+            if left * (1 - 1 / ways) >= WORTH_A_RING:
+                found.add(axis)
+            left /= ways
+        return frozenset(found if self.rings else ())
 
     def whole_rows(self, x: Array) -> Array:
         """Gather [B, t, ...] along the positions, over the context axis; shards lie in order."""
         for part in reversed(self._context_parts):
-            x = lax.all_gather(x, part, axis=1, tiled=True)
+            x = _rows(x, part)
         return x
 
     def row_index(self) -> Array:
@@ -162,27 +182,53 @@ class Explicit(NamedTuple):
         return jax.tree.map(one, gradients, leaves)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
-def _gathered(shard: Array, stages: Any, kind: str, compute_dtype: Any, reduce_dtype: Any) -> Array:
-    whole = shard.astype(compute_dtype)
-    for dimension, axis in stages:
-        whole = lax.all_gather(whole, axis, axis=dimension, tiled=True)
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _rows(x: Array, axis: str) -> Array:
+    """Gather [B, t, ...] along the positions; the gradient is scattered as a table's is."""
+    return lax.all_gather(x, axis, axis=1, tiled=True)
+
+
+_rows.defvjp(
+    lambda x, axis: (_rows(x, axis), None),
+    lambda axis, _, gradient: (_scattered(gradient, axis, 1, apart=True),),
+)
+
+
+class Travel(NamedTuple):
+    """How a weight and its gradient travel."""
+
+    stages: tuple[tuple[int, str], ...]
+    """(dimension, mesh axis) of each gather, in order."""
+    apart: bool
+    """Whether the rows of the weight cannot be written in another order."""
+    compute_dtype: Any
+    reduce_dtype: Any
+    rings: frozenset[str]
+    """Mesh axes along which it goes from neighbour to neighbour."""
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gathered(shard: Array, travel: Travel) -> Array:
+    whole = shard.astype(travel.compute_dtype)
+    for dimension, axis in travel.stages:
+        if axis in travel.rings:
+            whole = jnp.moveaxis(gather(jnp.moveaxis(whole, dimension, 0), axis), 0, dimension)
+        else:
+            whole = lax.all_gather(whole, axis, axis=dimension, tiled=True)
     return whole
 
 
-def _gathered_forward(
-    shard: Array, stages: Any, kind: str, compute_dtype: Any, reduce_dtype: Any
-) -> tuple[Array, Array]:
-    empty = jnp.zeros((0,), shard.dtype)
-    return _gathered(shard, stages, kind, compute_dtype, reduce_dtype), empty
+def _gathered_forward(shard: Array, travel: Travel) -> tuple[Array, Array]:
+    return _gathered(shard, travel), jnp.zeros((0,), shard.dtype)
 
 
-def _gathered_backward(
-    stages: Any, kind: str, compute_dtype: Any, reduce_dtype: Any, like: Array, gradient: Array
-) -> tuple[Array]:
-    part = gradient.astype(reduce_dtype)
-    for dimension, axis in reversed(stages):
-        part = _scattered(part, axis, dimension, apart=kind == "table")
+def _gathered_backward(travel: Travel, like: Array, gradient: Array) -> tuple[Array]:
+    part = gradient.astype(travel.reduce_dtype)
+    for dimension, axis in reversed(travel.stages):
+        if axis in travel.rings:
+            part = jnp.moveaxis(scatter(jnp.moveaxis(part, dimension, 0), axis), 0, dimension)
+        else:
+            part = _scattered(part, axis, dimension, apart=travel.apart)
     return (part.astype(like.dtype),)
 
 

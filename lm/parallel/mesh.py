@@ -12,7 +12,7 @@ torus axis is made of *parts*, one for each: ``fsdp`` of 256 on 16 x 16 is ``fsd
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -83,6 +83,10 @@ class Parallel:
     mesh: Mesh = field(default_factory=Mesh)
     rules: Rules = field(default_factory=lambda: dict(FSDP_TENSOR))
     """Logical axis -> mesh axes."""
+    collectives: Literal["whole", "rings"] = "whole"
+    """How weights and their gradients travel over the token axes: each at once, or from neighbour
+    to neighbour, which compilers for v5p and v6e can run beside compute; see
+    ``lm.parallel.ring``.  Rings take longer to compile."""
 
 
 def make_mesh(mesh: Mesh, devices: Sequence[Any]) -> jax.sharding.Mesh:

@@ -119,7 +119,13 @@ def place_model(
         # XLA's CPU compiler adds bfloat16 in float32 anyway, and aborts on a bfloat16
         # reduce-scatter inside a partly manual region (jaxlib 0.10.2).
         reduce = DTYPES["float32"]
-    explicit = Explicit(make_mesh(parallel.mesh, devices), parallel.rules, compute, reduce)
+    explicit = Explicit(
+        make_mesh(parallel.mesh, devices),
+        parallel.rules,
+        compute,
+        reduce,
+        rings=parallel.collectives == "rings",
+    )
     alone = len(devices) == 1
     shards = size(explicit.mesh, "context")
 

@@ -9,6 +9,7 @@ from jaxtyping import Array
 
 from lm.batch import Batch
 from lm.errors import ShardingError
+from lm.layers.execution import HOST_MEMORY
 from lm.objectives.objective import Objective
 from lm.optim.optimizer import Optimizer
 from lm.optim.shardings import state_shardings
@@ -72,7 +73,7 @@ def build_program(
     one: Any = placed.replicated
     kept = inner
     if offload_optimizer:
-        kept = jax.tree.map(lambda s: s if s == one else s.with_memory_kind("pinned_host"), inner)
+        kept = jax.tree.map(lambda s: s if s == one else s.with_memory_kind(HOST_MEMORY), inner)
     where = TrainState(one, places, {}, kept, one)
 
     def init(key: Array) -> TrainState:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lm.batch import Pieced
 from lm.ops import cross_entropy
 from lm.ops.cross_entropy import summed_cross_entropy, token_cross_entropy
 
@@ -53,6 +54,29 @@ def test_loss_and_every_gradient_equal_those_of_the_plain_formula(given, pieces,
 
     got = jax.jit(jax.value_and_grad(chunked, (0, 1)))(params, hidden)
     want = jax.jit(jax.value_and_grad(direct, (0, 1)))(params, hidden)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), got, want)
+
+
+@pytest.mark.parametrize("pieces", [2, 8])
+def test_pieces_of_the_vocabulary_give_the_plain_loss_and_gradients(given, pieces):
+    hidden, params, targets, weights = given
+    size = V // pieces
+
+    def by_vocabulary(params, hidden):
+        w, b = params
+        cut = {"w": jnp.moveaxis(w.reshape(D, size, pieces), 2, 0), "b": b.reshape(size, pieces).T}
+        ids = lambda index: jnp.arange(size) * pieces + index  # noqa: E731
+        logits = Pieced(logits_of(params), cut, lambda p, x: logits_of((p["w"], p["b"]))(x), ids)
+        sums = summed_cross_entropy(logits, hidden, targets, weights, 0.1)
+        return 3.0 * sums.total, (sums.nll, sums.correct)
+
+    def direct(params, hidden):
+        loss = 3.0 * plain(params, hidden, targets, weights, 0.1)
+        whole = summed_cross_entropy(logits_of(params), hidden, targets, weights, 0.1)
+        return loss, (whole.nll, whole.correct)
+
+    got = jax.jit(jax.value_and_grad(by_vocabulary, (0, 1), has_aux=True))(params, hidden)
+    want = jax.jit(jax.value_and_grad(direct, (0, 1), has_aux=True))(params, hidden)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), got, want)
 
 

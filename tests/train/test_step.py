@@ -40,6 +40,10 @@ CASES = [
     ("gpt2", Mesh(fsdp=2, context=2, tensor=2), 8, Execution(remat="block"), 1),
     ("llama", Mesh(slices=2, fsdp=4, torus=(2, 2)), 8, Execution(), 1),
     ("llama", Mesh(slices=2, data=1, fsdp=2, context=2), 8, Execution(scan="scan"), 1),
+    ("gpt2", Mesh(fsdp=1), 1, Execution(remat="block", mlp_pieces=4, vocab_pieces=8), 1),
+    ("llama", Mesh(fsdp=4), 4, Execution(remat="attention", mlp_pieces=2, scan="scan"), 2),
+    ("gpt2", Mesh(fsdp=2, context=2, tensor=2), 8, Execution(remat="block", mlp_pieces=4), 1),
+    ("llama", Mesh(fsdp=4, tensor=2, torus=(2, 2, 2)), 8, Execution(vocab_pieces=4), 1),
 ]
 NAMES = [
     "fsdp8",
@@ -55,6 +59,15 @@ NAMES = [
     "gpt2-context2x2x2",
     "slices2-torus",
     "slices2-context2",
+    "alone-pieces",
+    "fsdp4-pieces-2",
+    "gpt2-context2-pieces",
+    "torus-vocabulary",
+]
+RINGS = [
+    ("llama", Mesh(fsdp=8), Execution(remat="block", scan="scan")),
+    ("gpt2", Mesh(fsdp=4, tensor=2, torus=(2, 2, 2)), Execution(remat="block", mlp_pieces=2)),
+    ("llama", Mesh(fsdp=4, context=2), Execution(vocab_pieces=2)),
 ]
 
 
@@ -97,6 +110,17 @@ def test_sharded_loss_and_raw_gradients_equal_those_of_one_device(
     wrong = {name: gap for name, gap in differences(found, spread).items() if gap > 1e-5}
     assert not wrong
     assert norm(spread) == pytest.approx(norm(found), rel=1e-5)
+
+
+@pytest.mark.parametrize(("model", "mesh", "execution"), RINGS, ids=["8", "torus", "context"])
+def test_weights_that_travel_in_rings_give_the_same_gradients(model, mesh, execution):
+    loss, found, _ = alone(model)
+    placed = place(MODELS[model](), mesh, 8, execution, "rings")
+    spread_loss, spread, compiled = loss_and_gradients(placed, uneven_batch())
+    assert float(spread_loss.total) == pytest.approx(float(loss.total), rel=1e-5)
+    wrong = {name: gap for name, gap in differences(found, spread).items() if gap > 1e-5}
+    assert not wrong
+    assert "collective-permute" in compiled.as_text()
 
 
 @pytest.mark.parametrize("fault", ["twice", "missing sum"])

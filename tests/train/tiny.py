@@ -1,6 +1,6 @@
 """A small model, an uneven batch, and its gradients on any mesh."""
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -44,8 +44,14 @@ def uneven_batch(seed: int = 0) -> Batch:
     )
 
 
-def place(model: Decoder, mesh: Mesh, devices: int, execution: Execution | None = None) -> Placed:
-    parallel = Parallel(mesh=mesh)
+def place(
+    model: Decoder,
+    mesh: Mesh,
+    devices: int,
+    execution: Execution | None = None,
+    collectives: Literal["whole", "rings"] = "whole",
+) -> Placed:
+    parallel = Parallel(mesh=mesh, collectives=collectives)
     return place_model(model, execution or Execution(), parallel, jax.devices()[:devices])
 
 

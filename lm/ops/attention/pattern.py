@@ -9,6 +9,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+HIDDEN = -1e30
+"""The score of a pair that may not see each other; finite, so that no row becomes NaN."""
 ATTENTION = "attention"
 """Checkpoint name of what attention gives.  ``splash`` and the streamed ``blocked`` name their
 log-normalisers too: a policy that saves the name spares the backward pass the forward kernel."""

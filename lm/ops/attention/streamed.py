@@ -16,13 +16,19 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
-from lm.ops.attention.pattern import ATTENTION, Pattern, Where, reach, scaled, visible
+from lm.ops.attention.pattern import (
+    ATTENTION,
+    HIDDEN,
+    Pattern,
+    Where,
+    reach,
+    scaled,
+    visible,
+)
 from lm.ops.attention.zigzag import Shard, natural, starts
 
 QUERIES, KEYS = 256, 512
 """Tokens a block."""
-HIDDEN = -1e30
-"""The score of a pair that may not see each other; finite, so no row becomes NaN."""
 
 
 class _Rows(NamedTuple):

@@ -9,12 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from lm.ops.attention.pattern import Pattern, Where, scaled, visible
+from lm.ops.attention.pattern import HIDDEN, Pattern, Where, scaled, visible
 
 BLOCK = 128
 """Queries a block; measured on a CPU, where 128 was the fastest of 64, 128 and 256."""
-HIDDEN = -1e30
-"""Added to the score of a pair that may not see each other; finite, so no row becomes NaN."""
 
 
 def attend(
