@@ -24,5 +24,11 @@ def experiment() -> Experiment:
         data=Mixture(sources=(Weighted(source=Shards(path="data/text")),)),
         training=Training(steps=1_000, sequences=1024, length=2048),
         optimizer=AdamW(schedule=Cosine(peak=3e-4, warmup=100)),
-        execution=Execution(compute_dtype="bfloat16", remat="block", save=("qkv",)),
+        execution=Execution(
+            compute_dtype="bfloat16",
+            remat="block",
+            save=("qkv",),
+            mlp_pieces=4,
+            vocab_pieces=8,
+        ),
     )

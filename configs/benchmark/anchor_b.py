@@ -11,6 +11,7 @@ from lm.layers.execution import Execution
 from lm.models.llama import llama2_7b
 from lm.optim.adamw import AdamW
 from lm.optim.schedule import Cosine
+from lm.parallel.mesh import Parallel
 from lm.tokenizers.sentencepiece import SentencePiece
 from lm.train.step import Training
 
@@ -25,6 +26,10 @@ def experiment() -> Experiment:
         training=Training(steps=1_000, sequences=256, length=4096),
         optimizer=AdamW(schedule=Cosine(peak=3e-4, warmup=100)),
         execution=Execution(
-            compute_dtype="bfloat16", remat="block", save=("qkv", "out", "gate", "up")
+            compute_dtype="bfloat16",
+            remat="block",
+            save=("qkv", "out", "gate", "up"),
+            vocab_pieces=8,
         ),
+        parallel=Parallel(collectives="rings"),
     )

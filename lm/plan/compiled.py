@@ -96,14 +96,15 @@ def shortage(text: str) -> Shortage | None:
 
 
 def _sizes(told: Any) -> Sizes:
-    """The compiler's account; where it gives no peak, the sum of what it does give.
+    """The compiler's account; where its peak leaves temporaries out, or is none, their sum.
 
-    XLA's CPU compiler gives one that leaves temporaries out, so it is none.
+    XLA's CPU compiler leaves them out.  A TPU's counts among the temporaries what lies in other
+    memories than HBM, so that the sum of its figures is 1 to 2 GiB more than the peak.
     """
     peak = float(getattr(told, "peak_memory_in_bytes", 0) or 0)
-    if peak <= told.temp_size_in_bytes:
-        fresh = told.output_size_in_bytes - told.alias_size_in_bytes
-        peak = float(told.argument_size_in_bytes + fresh + told.temp_size_in_bytes)
+    held = told.argument_size_in_bytes + told.output_size_in_bytes
+    if peak <= held:
+        peak = float(held - told.alias_size_in_bytes + told.temp_size_in_bytes)
     return Sizes(peak, float(told.argument_size_in_bytes), float(told.generated_code_size_in_bytes))
 
 
