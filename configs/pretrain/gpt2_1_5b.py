@@ -6,7 +6,7 @@ Data: GPT-2's vocab.json and merges.txt in data/gpt2, and shards of OpenWebText 
 lm corpus tokenize text/ --tokenizer data/gpt2 --out data/openwebtext --held-out 0.0005
 
 lm plan configs/pretrain/gpt2_1_5b.py --topology v5e:8x8
-Fits: 10.40 of 15.75 GiB a device; MFU at most 74.5 %, a step 1.09 s or longer:
+Fits: 9.24 of 15.75 GiB a device; MFU at most 74.5 %, a step 1.09 s or longer:
 958 k tokens a second, 300 B in 3.6 days, 5.56 k chip-hours.
 """
 

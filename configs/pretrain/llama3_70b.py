@@ -7,7 +7,7 @@ Data: Llama 3's tokenizer.json in data/llama3, and shards, by
 lm corpus tokenize text/ --tokenizer data/llama3 --out data/text --held-out 0.0001
 
 lm plan configs/pretrain/llama3_70b.py --topology v5p:8x8x8
-Fits: 67.00 of 95.73 GiB a device; MFU at most 73.9 %, a step 21.7 s or longer:
+Fits: 54.07 of 95.73 GiB a device; MFU at most 73.9 %, a step 21.7 s or longer:
 387 k tokens a second, 15.1 T in 452.0 days, 5.55 M chip-hours.
 """
 

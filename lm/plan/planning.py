@@ -95,9 +95,16 @@ def _answer(question: Question, built: Built, traced: Any, table: list[RematChoi
 
 
 def _remat_table(question: Question, rebuild: Rebuild, traced: Any) -> list[RematChoice]:
-    """What each choice keeps and computes again, by tracing alone; the others save no parts."""
-    named = [name for name in ("save", "offload") if getattr(question.execution, name)]
-    parts = tuple((f"execution.{name}", "") for name in named)
+    """What each choice keeps and computes again, by tracing alone; the others are plain.
+
+    They save no parts and cut nothing into pieces, which computes something again too.
+    """
+    plain = {"save": "", "offload": "", "mlp_pieces": "1", "vocab_pieces": "1"}
+    parts = tuple(
+        (f"execution.{name}", value)
+        for name, value in plain.items()
+        if getattr(question.execution, name) not in ((), 1)
+    )
     kept: dict[str, float] = {}
     flops: dict[str, float] = {}
     for choice in remat_choices():

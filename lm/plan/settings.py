@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from lm.layers.execution import Execution, Part, Remat
+from lm.layers.execution import KEPT, Execution, Part, Remat
 from lm.parallel.mesh import Mesh
 from lm.train.step import Training
 
@@ -59,7 +59,11 @@ class Setting(NamedTuple):
     def values(self) -> dict[str, str]:
         """As they are given on the command line."""
         axes = ("data", "fsdp", "context", "tensor", "slices")
+        kept = {*KEPT[self.keeping.remat], *self.keeping.save}
+        # An MLP in pieces computes these again.
+        whole = {"execution.mlp_pieces": "1"} if kept & {"gate", "up"} else {}
         return {
+            **whole,
             **{f"parallel.mesh.{axis}": str(getattr(self.mesh, axis)) for axis in axes},
             "execution.remat": self.keeping.remat,
             "execution.save": " ".join(self.keeping.save),

@@ -75,6 +75,17 @@ def test_each_remat_choice_is_told_also_where_parts_are_saved(tools):
     assert found["nothing"].recomputed_flops == 0 < found["block"].recomputed_flops
 
 
+def test_what_an_mlp_in_pieces_computes_again_is_told(tools):
+    """Beside the other choices, which are traced whole: some of them would refuse the pieces."""
+    cut = Execution(scan="scan", remat="block", save=("qkv",), mlp_pieces=2, vocab_pieces=4)
+    e = tools.experiment(execution=cut)
+    question = tools.ask(e)
+    table = planning._remat_table(question, tools.rebuilder(e), trace(question.program))
+    found = {c.remat: c for c in table}
+    assert set(found) == set(remat_choices())
+    assert found["block"].recomputed_flops > found["nothing"].recomputed_flops == 0
+
+
 def test_json_has_what_readers_count_on_and_no_bound_for_a_processor(small):
     question, made = small
     told = to_json(made)

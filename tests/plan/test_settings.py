@@ -2,9 +2,9 @@
 
 import math
 
-from lm.layers.execution import Execution
+from lm.layers.execution import KEPT, Execution
 from lm.parallel.mesh import Mesh
-from lm.plan.settings import SHARE, WIDEST, Keeping, keepings, meshes, settings
+from lm.plan.settings import SHARE, WIDEST, Keeping, Setting, keepings, meshes, settings
 from lm.train.step import Training
 
 
@@ -69,3 +69,11 @@ def test_a_setting_is_told_as_on_the_command_line():
     assert one.values["parallel.mesh.fsdp"] == "4"
     assert one.values["execution.save"] == "qkv up"
     assert one.values["training.microbatches"] == "1"
+
+
+def test_an_mlp_is_whole_where_its_inner_products_are_kept():
+    """In pieces it computes them again, and an execution that keeps them too is refused."""
+    for keeping in keepings(Execution(remat="block", mlp_pieces=2)):
+        setting = Setting(Mesh(), keeping, 1, 256)
+        kept = {*KEPT[keeping.remat], *keeping.save} & {"gate", "up"}
+        assert (setting.values.get("execution.mlp_pieces") == "1") == bool(kept)
