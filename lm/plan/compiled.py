@@ -103,9 +103,10 @@ def _sizes(told: Any) -> Sizes:
     the end 17.5 (the gaps are 1 to 5 %, and not in the peak).
     """
     peak = float(getattr(told, "peak_memory_in_bytes", 0) or 0)
-    held = told.argument_size_in_bytes + told.output_size_in_bytes
-    if peak <= held:
-        peak = float(held - told.alias_size_in_bytes + told.temp_size_in_bytes)
+    fresh = told.output_size_in_bytes - told.alias_size_in_bytes
+    held = told.argument_size_in_bytes + fresh
+    if peak - held < told.temp_size_in_bytes / 10:
+        peak = float(held + told.temp_size_in_bytes)
     return Sizes(peak, float(told.argument_size_in_bytes), float(told.generated_code_size_in_bytes))
 
 

@@ -12,7 +12,7 @@ from lm.plan.compiled import CompileError, build
 REASON = "INTERNAL: Mosaic failed to compile TPU kernel: bad layout\nin this line\n" + "x" * 5000
 
 
-def lowered(error: str | None = None, text: str | None = None):
+def lowered(error: str | None = None, text: str | None = None, peak: int = 0):
     def compile():
         if error is not None:
             raise jax.errors.JaxRuntimeError(error)
@@ -30,6 +30,7 @@ def lowered(error: str | None = None, text: str | None = None):
             alias_size_in_bytes=6,
             temp_size_in_bytes=100,
             generated_code_size_in_bytes=3,
+            peak_memory_in_bytes=peak,
         )
 
     return SimpleNamespace(lower=lambda: SimpleNamespace(compile=compile))
@@ -51,6 +52,14 @@ def test_a_program_that_cannot_be_printed_still_has_sizes():
     assert made.no_text == "the compiled program cannot be printed (UNIMPLEMENTED: cannot print)"
     assert made.sizes is not None
     assert made.sizes.peak == 10 + 8 - 6 + 100
+
+
+@pytest.mark.parametrize(("told", "meant"), [(70, 70), (0, 112), (13, 112)])
+def test_a_peak_is_believed_unless_it_leaves_the_temporaries_out(told, meant):
+    """As that of XLA's CPU compiler does; a TPU's is less than the sum of the other figures."""
+    made = build(lowered(peak=told), time.perf_counter(), "mine")
+    assert made.sizes is not None
+    assert made.sizes.peak == meant
 
 
 def test_out_of_memory_is_an_answer():
