@@ -2,6 +2,7 @@
 
 import importlib.util
 from functools import cache
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from lm import assemble
 from lm.data.mixture import Mixture, Weighted
 from lm.data.synthetic import Synthetic
+from lm.errors import ConfigError
 from lm.experiment import Experiment
 from lm.layers.execution import Execution
 from lm.models.llama import llama
@@ -125,3 +127,12 @@ def test_on_a_tpu_what_is_offloaded_leaves_the_devices_memory():
     assert there.temp_size_in_bytes < here.temp_size_in_bytes - activations / 3
     assert IN_HOST in left.as_text()
     assert IN_HOST not in kept.as_text()
+
+
+@pytest.mark.parametrize("asked", [{"offload_optimizer": True}, {"offload": ("qkv",)}])
+def test_a_device_that_cannot_reach_the_host_is_refused_in_words(asked):
+    device = SimpleNamespace(
+        device_kind="Toaster", addressable_memories=lambda: [SimpleNamespace(kind="device")]
+    )
+    with pytest.raises(ConfigError, match=r"Toaster offers device\. Leave both out"):
+        assemble._check_host_memory(Execution(remat="block", **asked), device)
