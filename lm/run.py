@@ -276,7 +276,7 @@ class Run:
     def _take_up(
         self, restored: Restored | None, beyond: int | None = None
     ) -> tuple[TrainState, int, Stream]:
-        """State, step, data, trackers and counts as they stood at a checkpoint, or at the beginning.
+        """State, step, data, trackers and counts as they were at a checkpoint or the beginning.
 
         Args:
             restored: the checkpoint; None begins.
