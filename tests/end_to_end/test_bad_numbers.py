@@ -6,6 +6,7 @@ is no number, samples whose every target is a token that nothing else holds give
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -41,15 +42,15 @@ def experiment() -> Experiment:
         tokenizer=Bytes(),
         data=Mixture(sources=(Weighted(source=Synthetic(vocab_size=259)),)),
         training=Training(steps=24, sequences=8, length=16, microbatches=2),
-        optimizer=AdamW(schedule=Cosine(peak=3e-2, warmup=4)),
+        optimizer=AdamW(schedule=Cosine(peak=1e-2, warmup=4)),
         parallel=Parallel(mesh=Mesh(data=2, fsdp=2)),
         evaluation=Evaluation(evaluators=()),
         saving=Saving(every=4, keep=100),
         tracking=Trackers(tensorboard=False),
-        guard=Guard(window=8, stop_after_skips=3),
+        guard=Guard(window=16, stop_after_skips=3),
     )
 '''
-SKIPS = "train/skips"
+pytestmark = pytest.mark.slow  # every run compiles its step
 
 
 @pytest.fixture
@@ -149,12 +150,65 @@ def test_too_many_in_a_row_end_the_run_with_their_documents_written_out(train, b
 
 
 def test_a_spike_is_told_and_nothing_is_left_out(train, bad, tmp_path):
-    bad(spike(14))
+    bad(spike(18))
     code, said = train("run")
     run = tmp_path / "runs" / "run"
     assert code == 0, said
-    assert re.search("step 14: (loss|gradient_norm) .* is beyond ", said), said
-    assert value(run, "spikes")[13] == 0
-    assert value(run, "spikes")[14] == 1
+    assert re.search("step 18: (loss|gradient_norm) .* is beyond ", said), said
+    assert value(run, "spikes")[17] == 0
+    assert value(run, "spikes")[18] == 1
     assert set(value(run, "skipped").values()) == {0.0}
-    assert json.loads((run / "bad_batches" / "14.json").read_text())["skipped"] is False
+    assert json.loads((run / "bad_batches" / "18.json").read_text())["skipped"] is False
+
+
+def test_a_spike_that_is_to_be_skipped_leaves_its_own_update_out(train, bad, tmp_path):
+    """And the run that was killed after it decides as the one that was not."""
+    bad(spike(18))
+    code, said = train("run", "--on-spike", "skip")
+    run = tmp_path / "runs" / "run"
+    assert code == 0, said
+    assert [step for step, skipped in value(run, "skipped").items() if skipped] == [18]
+    assert json.loads((run / "bad_batches" / "18.json").read_text())["skipped"] is True
+    code, said = train("short", "--on-spike", "skip", "--stop-after", "0s")
+    assert code == 0
+    for _ in range(3):
+        code, said = train("short", "--on-spike", "skip", "--stop-after", "0s")
+    code, said = train("short", "--on-spike", "skip")
+    assert "resuming at step 4" in said
+    short = tmp_path / "runs" / "short"
+    assert digests(short)[24] == digests(run)[24]
+    assert metrics(short) == metrics(run)
+
+
+def test_a_run_that_goes_back_ends_as_one_that_never_saw_the_data(
+    train, bad, tmp_path, monkeypatch
+):
+    bad(spike(18))
+    code, said = train("run", "--on-spike", "rollback")
+    run, other = tmp_path / "runs" / "run", tmp_path / "runs" / "other"
+    assert code == 0, said
+    assert "back at step 16; samples 128 to 143 of the data are left out" in said
+    data = json.loads((run / "checkpoints" / "24" / "data.json").read_text())
+    assert data["position"] == 24 * 8
+    assert data["skipped"] == [[128, 144]]
+    numbers = Loader.numbers
+    monkeypatch.setattr(
+        Loader, "numbers", lambda self, at: numbers(replace(self, skipped=((128, 144),)), at)
+    )
+    assert train("other")[0] == 0
+    assert digests(run) == digests(other)
+    counts = ("train/spikes", "train/skips")
+    seen = [
+        [{k: v for k, v in line.items() if k not in counts} for line in metrics(which)]
+        for which in (run, other)
+    ]
+    assert seen[0] == seen[1]
+    assert value(run, "spikes")[24] == 1
+
+
+def test_a_run_that_would_go_back_for_ever_ends(train, bad, tmp_path):
+    bad({number: "strange" for step in (18, 20, 22) for number in spike(step)})
+    code, said = train("run", "--on-spike", "rollback", "--guard.rollbacks", "1")
+    assert code == 2
+    assert "after the run went back 1 times (guard.rollbacks)" in said
+    assert sorted(digests(tmp_path / "runs" / "run")) == [4, 8, 12, 16]
