@@ -6,7 +6,7 @@ import random
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,14 +69,20 @@ def config(text: Path, tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-def start(words: list[Any], cwd: Path, devices: int = 1, **env: str) -> subprocess.Popen[str]:
-    """``lm WORDS`` in a process with so many devices."""
+def start(
+    words: list[Any],
+    cwd: Path,
+    devices: int = 1,
+    program: Sequence[Any] = ("-m", "lm"),
+    **env: str,
+) -> subprocess.Popen[str]:
+    """``lm WORDS`` in a process with so many devices; ``program`` may be a script in its place."""
     flags = (
         f"--xla_force_host_platform_device_count={devices} "
         "--xla_cpu_collective_call_terminate_timeout_seconds=600"
     )
     return subprocess.Popen(
-        [sys.executable, "-m", "lm", *map(str, words)],
+        [sys.executable, *map(str, (*program, *words))],
         cwd=cwd,
         env={
             **os.environ,
@@ -106,7 +112,13 @@ def lm(words: list[Any], cwd: Path, devices: int = 1) -> str:
     return finished(start(words, cwd, devices))
 
 
-def together(words: list[Any], cwd: Path, processes: int, devices: int) -> list[str]:
+def together(
+    words: list[Any],
+    cwd: Path,
+    processes: int,
+    devices: int,
+    program: Sequence[Any] = ("-m", "lm"),
+) -> list[str]:
     """Run ``lm WORDS`` as several processes on loopback, with so many devices each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -116,6 +128,7 @@ def together(words: list[Any], cwd: Path, processes: int, devices: int) -> list[
             words,
             cwd,
             devices,
+            program,
             JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}",
             JAX_NUM_PROCESSES=str(processes),
             JAX_PROCESS_ID=str(rank),
