@@ -8,9 +8,9 @@ The rule: a value spikes where it is more than ``deviations`` robust standard de
 median of the last ``window`` finite values; a robust standard deviation is 1.4826 times the median
 distance from the median (Hampel 1974; Leys et al. 2013 on why not the mean and its deviation, which
 a spike shifts itself), and no less than a share of the median, so that a quiet series is no cause
-for alarm: the norms of small runs more than double now and then, without harm.  128 steps and six deviations
-are those of the steps that OLMo 2's code skips (arXiv:2501.00656), which goes by mean and standard
-deviation.  Until half a window is known nothing spikes.
+for alarm; the norms of small runs more than double now and then, without harm.  128 steps and six
+deviations are those of SkipStepOptimizer in OLMo-core, which trained OLMo 2 (arXiv:2501.00656) and
+goes by mean and standard deviation.  Until half a window is known nothing spikes.
 """
 
 import math
