@@ -28,7 +28,7 @@ from lm.checkpoint.restore import Restored
 from lm.checkpoint.store import Store, open_store
 from lm.config import diff, from_plain, to_plain
 from lm.data.loader import Loader, Stream
-from lm.errors import CheckpointError, ConfigError, CorpusError
+from lm.errors import CheckpointError, ConfigError
 from lm.evaluate.evaluator import Context, Evaluator
 from lm.experiment import Experiment
 from lm.generate.sampling import Sampler
@@ -38,10 +38,10 @@ from lm.parallel.place import own_rows, to_global
 from lm.track.format import rate
 from lm.track.report import write_report
 from lm.track.tracker import Fanout
-from lm.train import bad_batches, loop
-from lm.train.guard import Finding, Watch, all_finite
+from lm.train import loop
 from lm.train.guarded import Guarded, RollBackError
-from lm.train.loop import DivergedError, Job, Times
+from lm.train.judge import Judge
+from lm.train.loop import Job, Times
 from lm.train.memory import bytes_on_device, compiled_bytes, device_memory, refuse_beyond
 from lm.train.program import Program, parameter_count
 from lm.train.state import TrainState
@@ -72,9 +72,8 @@ class Run:
         self.stream: Stream | None = None
         self.track: Fanout | None = None
         self.lock: Lock | None = None
-        self.watch = Watch(experiment.guard)
-        self.due = False
-        """Whether a save was put off, for nobody could say that the state is good."""
+        steps = experiment.training.steps
+        self.judge = Judge(experiment.guard, self.folder, steps, self._tell)
         self.before: Experiment | None = None
         """What the run on disk was made with, where there is one."""
         self.last: dict[str, float | None] = {}
@@ -245,16 +244,17 @@ class Run:
             say(message)
         resuming = f", resuming at step {start:,}" if restored else ""
         say(f"run        {self.folder}{resuming}")
-        self._tell_schedule(start, start - self.watch.skips, say)
+        self._tell_schedule(start, start - self.judge.watch.skips, say)
         self.tokenizer = ground.tokenizer
-        limits = None
-        if e.guard.on_spike == "skip":
-            limits = lambda step: to_global(self.watch.limits(step), self.program.limits)  # noqa: E731
+
+        def limits(step: int) -> jax.Array:
+            return to_global(self.judge.watch.limits(step), self.program.limits)
+
         self.step = Guarded(
             compiled,
             self.program.placed.mesh,
             start=start,
-            limits=limits,
+            limits=limits if e.guard.on_spike == "skip" else None,
             recompute_every=e.guard.recompute_every,
         )
         job = Job(
@@ -265,7 +265,7 @@ class Run:
             track=self._track,
             evaluate_at=_every(e.evaluation.every),
             evaluate=lambda step, params: self._evaluate(step, params, evaluators),
-            save_at=lambda step: step % e.saving.every == 0 or self.due,
+            save_at=lambda step: step % e.saving.every == 0 or self.judge.due,
             save=self._save,
             stop_requested=lambda _: False,
         )
@@ -284,17 +284,18 @@ class Run:
         """
         e = self.experiment
         if restored is None:
-            state, start, told = self.program.init(jax.random.key(e.training.seed)), 0, {}
+            state, start = self.program.init(jax.random.key(e.training.seed)), 0
+            told: Mapping[str, Any] = {"position": 0}
         else:
             state, start, told = restored.state, restored.step, restored.data
-        self.watch = Watch(e.guard, told.get("guard"))
-        position = int(told.get("position", 0))
+        position = int(told["position"])
         if beyond is None:
             skipped = tuple((first, stop) for first, stop in told.get("skipped", ()))
         else:
             # Those of this life too: going back twice to one checkpoint, both are left out.
             skipped = (*self.loader.skipped, (int(self.loader.numbers(position)[0]), beyond))
         self.loader = replace(self.loader, skipped=skipped)
+        self.judge.take_up(told.get("guard"), self.loader)
         self.stream = self.loader.stream(position)
         if jax.process_index() == 0:
             self.track = e.tracking.build(
@@ -325,22 +326,18 @@ class Run:
         self.stream.close()
         if self.track is not None:
             self.track.close()
-        beyond = int(self.loader.numbers(self._position_before(spiked))[-1]) + 1
-        rollbacks, spikes = self.watch.rollbacks + 1, self.watch.spikes
+        beyond = int(self.loader.numbers(self.judge.position_before(spiked))[-1]) + 1
+        rollbacks, spikes = self.judge.watch.rollbacks + 1, self.judge.watch.spikes
         self.step.go_back(0)
         restored = self.store.restore_newest(self.program.state)
         state, start, batches = self._take_up(restored, beyond)
         self.step.go_back(start)
-        self.watch.rollbacks, self.watch.spikes = rollbacks, spikes
+        self.judge.watch.rollbacks, self.judge.watch.spikes = rollbacks, spikes
         self._tell(
             f"spike      back at step {start:,}; samples {self.loader.skipped[-1][0]:,} to "
             f"{beyond - 1:,} of the data are left out"
         )
         return state, batches
-
-    def _position_before(self, step: int) -> int:
-        """Sequences consumed before a step."""
-        return (step - 1) * self.experiment.training.sequences
 
     def _tell(self, text: str) -> None:
         if self.track is not None:
@@ -470,82 +467,14 @@ class Run:
         metrics |= {"time/step_seconds": times.step, "data/wait_seconds": times.data_wait, **fast}
         metrics["memory/peak_gib"] = memory_peak_gib(self.devices[0])
         self.rates.append(e.training.tokens_per_step / times.step)
-        finding = self.watch.hear(step, values)
-        metrics |= {"train/skips": self.watch.skips, "train/spikes": self.watch.spikes}
+        watch = self.judge.watch
+        finding = watch.hear(step, values)
+        metrics |= {"train/skips": watch.skips, "train/spikes": watch.spikes}
         self.last = metrics
         if self.track is not None:
             self.track(step, metrics)
         if finding is not None:
-            self._act_on(finding)
-
-    def _act_on(self, finding: Finding) -> None:
-        """Tell of a step with bad numbers, write out its batch, and do as the guard says.
-
-        Raises:
-            DivergedError: too many of them.
-            RollBackError: to go back.
-        """
-        guard, watch = self.experiment.guard, self.watch
-        done = "; its update was left out" if finding.skipped else ""
-        self._tell(f"step {finding.step:,}: {finding.why}{done}{self._written(finding)}")
-        if watch.in_a_row >= guard.stop_after_skips:
-            raise DivergedError(
-                f"step {finding.step:,}: {finding.why}, and so, or like it, were the "
-                f"{guard.stop_after_skips} steps up to this one (guard.stop_after_skips). The "
-                "checkpoints before are untouched, and the documents of these steps are in "
-                f"{self.folder / bad_batches.FOLDER}. Lower optimizer.schedule.peak, lengthen its "
-                "warm-up, clip the gradient (optimizer.clip) or leave that data out, and start "
-                "again from the last checkpoint."
-            )
-        if finding.spike and guard.on_spike == "rollback":
-            if watch.rollbacks >= guard.rollbacks:
-                raise DivergedError(
-                    f"step {finding.step:,}: {finding.why}, after the run went back "
-                    f"{watch.rollbacks} times (guard.rollbacks). Lower optimizer.schedule.peak or "
-                    "lengthen its warm-up, and start again; or go on with --on-spike skip."
-                )
-            raise RollBackError(finding.step)
-
-    def _written(self, finding: Finding) -> str:
-        """Where the batch of a step was written to; that it could not be is no reason to stop."""
-        if jax.process_index() != 0:
-            return ""
-        position = self._position_before(finding.step)
-        try:
-            path = bad_batches.write(self.folder, finding, self.loader, position)
-        except (OSError, CorpusError) as error:
-            return f". Its documents could not be written out ({error})"
-        return f". Its documents: {path}"
-
-    def tell_bad_numbers(self, say: Say) -> None:
-        """A line on what was skipped and what spiked, where anything was."""
-        watch = self.watch
-        told = {"skipped updates": watch.skips, "spikes": watch.spikes,
-                "times gone back": watch.rollbacks}  # fmt: skip
-        if any(told.values()):
-            counted = ", ".join(f"{number} {name}" for name, number in told.items() if number)
-            say(f"numbers    {counted} (see {self.folder / bad_batches.FOLDER})")
-
-    def _doubtful(self, step: int, state: TrainState) -> bool:
-        """Whether nobody can say that a state is good, for the last steps had bad numbers.
-
-        One bad batch tells nothing of the state, if that is finite; two in a row do.
-
-        Raises:
-            DivergedError: no step follows that could tell.
-        """
-        bad = self.watch.in_a_row
-        if bad == 0 or (bad == 1 and all_finite(state.trainable)):
-            return False
-        if step == self.experiment.training.steps:
-            raise DivergedError(
-                f"step {step:,}: the last of the run, and its numbers are bad, as those of "
-                f"{bad} steps in a row. The state is not saved; the checkpoints before are "
-                "untouched. Lower optimizer.schedule.peak, lengthen its warm-up or clip the "
-                "gradient (optimizer.clip), and start again from the last one."
-            )
-        self._tell(f"step {step:,}: not saved before a step with good numbers")
-        return True
+            self.judge.act_on(finding)
 
     def _evaluate(self, step: int, params: Params, evaluators: Mapping[str, Any]) -> None:
         for name, evaluator in evaluators.items():
@@ -557,8 +486,7 @@ class Run:
     def _save(self, step: int, state: TrainState, position: int) -> None:
         if self.track is not None:
             self.track.flush()
-        self.due = self._doubtful(step, state)
-        if self.store is None or self.due:
+        if self.judge.doubtful(step, state) or self.store is None:
             return
         tokens = step * self.experiment.training.tokens_per_step
         self.store.save(
@@ -567,7 +495,7 @@ class Run:
             data={
                 "position": position,
                 "skipped": self.loader.skipped,
-                "guard": self.watch.saved(),
+                "guard": self.judge.watch.saved(),
             },
             experiment=to_plain(self.experiment),
             record=make_record(step=step, tokens=tokens, parameters=self.parameters),

@@ -63,9 +63,10 @@ def _train(arguments: argparse.Namespace) -> dict[str, Any]:
             seconds = time.perf_counter() - began
         run.finish_saving()
         figures = run.figures(step)
-        run.tell_bad_numbers(say)
+        if bad := run.judge.summary():
+            say(f"numbers    {bad}")
         if step < chosen.training.steps:
-            saved = "not saved, for its numbers are bad" if run.due else "saved"
+            saved = "not saved, for its numbers are bad" if run.judge.due else "saved"
             say(
                 f"stopped    at step {step:,} of {chosen.training.steps:,}; {saved}. Go on with: "
                 f"{_again(arguments)}"

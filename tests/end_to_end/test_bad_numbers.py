@@ -136,7 +136,10 @@ def test_too_many_in_a_row_end_the_run_with_their_documents_written_out(train, b
     code, said = train("run", "--saving.every", "2")
     run = tmp_path / "runs" / "run"
     assert code == 2
-    assert "the 3 steps up to this one (guard.stop_after_skips)" in said
+    assert (
+        "updates of 3 steps in a row were left out for their numbers (guard.stop_after_skips)"
+        in said
+    )
     assert "Traceback" not in said
     assert sorted(digests(run)) == [2, 4, 6]
     assert sorted(path.name for path in (run / "bad_batches").iterdir()) == [
@@ -211,7 +214,7 @@ def test_a_run_that_would_go_back_for_ever_ends(train, bad, tmp_path):
     bad({number: "strange" for step in (18, 20, 22) for number in spike(step)})
     code, said = train("run", "--on-spike", "rollback", "--guard.rollbacks", "1")
     assert code == 2
-    assert "after the run went back 1 times (guard.rollbacks)" in said
+    assert "the run has gone back 1 times before (guard.rollbacks)" in said
     assert sorted(digests(tmp_path / "runs" / "run")) == [4, 8, 12, 16]
 
 
