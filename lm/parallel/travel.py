@@ -12,6 +12,8 @@ from jaxtyping import Array
 
 from lm.parallel.ring import gather, scatter
 
+LANES = 128
+
 
 class Travel(NamedTuple):
     """How a weight and its gradient travel."""
@@ -126,14 +128,15 @@ def _gathered(x: Array, way: Travel, dimension: int, axis: str) -> Array:
 def scattered(x: Array, axis: str, dimension: int, *, apart: bool) -> Array:
     """A reduce-scatter along the outermost dimension.
 
-    Along an inner one a TPU's compiler falls back to a full all-reduce once a shard's rows are
-    shorter than 128 lanes.  A product can write its result in any order of dimensions; the rows of
-    a table cannot, and are cut into pieces that stand ``apart``.
+    Along an inner one a TPU's compiler falls back to a full all-reduce where a shard is no whole
+    number of lanes.  A product can write its result in any order of dimensions, and the compiler
+    chooses; the rows of a table, and shards that would not fill lanes, are cut into pieces that
+    stand ``apart``.
     """
-    if not apart:
+    if not apart and x.shape[dimension] // lax.axis_size(axis) % LANES == 0:
         first = jnp.moveaxis(x, dimension, 0)
         part = lax.psum_scatter(first, axis, scatter_dimension=0, tiled=True)
         return jnp.moveaxis(part, 0, dimension)
     before, after = x.shape[:dimension], x.shape[dimension + 1 :]
-    pieces = x.reshape(*before, lax.psum(1, axis), -1, *after)
+    pieces = x.reshape(*before, lax.axis_size(axis), -1, *after)
     return lax.psum_scatter(jnp.moveaxis(pieces, dimension, 0), axis, scatter_dimension=0)
