@@ -90,13 +90,17 @@ class Watch:
 
     ``silence`` is the age at which a heartbeat means a frozen process, ``start`` the time for its
     first heartbeat (where the command is known to write any), ``grace`` the time between SIGTERM
-    and SIGKILL when an attempt is ended.
+    and SIGKILL when an attempt is ended.  A file ``stop_file`` asks to stop as SIGTERM does.
+    ``pass_on`` is false where whoever signals this process signals the others too (SLURM does), so
+    that they do not hear it twice, which means at once.
     """
 
     silence: float = 20
     start: float = 120
     grace: float = 5
     show_all: bool = False
+    stop_file: Path | None = None
+    pass_on: bool = True
 
 
 @dataclass
@@ -241,17 +245,24 @@ class _Attempt:
             elif self.asked is not None:
                 return False
             else:
-                self.asked = event.number
-                for process in self.processes:
-                    process.popen.send_signal(event.number)
+                self._stop(event.number, pass_on=self.watch.pass_on)
             try:
                 event = self.events.get_nowait()
             except queue.Empty:
                 event = None
+        stop_file = self.watch.stop_file
+        if stop_file is not None and self.asked is None and stop_file.exists():
+            self._stop(signal.SIGTERM, pass_on=True)
         for process in self.processes:
             process.pulse.look()
         self.beating |= any(p.pulse.seen is not None for p in self.processes)
         return True
+
+    def _stop(self, number: int, *, pass_on: bool) -> None:
+        self.asked = number
+        for process in self.processes:
+            if pass_on:
+                process.popen.send_signal(number)
 
     def _frozen(self, now: float, silence: float, start: float) -> list[_Process]:
         return [
