@@ -170,7 +170,9 @@ def _add_cluster(
 def _options(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
     """What was given of these; the rest is left to the launcher's own defaults."""
     given = {name: getattr(arguments, name) for name in names}
-    return {name: value for name, value in given.items() if value is not None and value is not False}
+    return {
+        name: value for name, value in given.items() if value is not None and value is not False
+    }
 
 
 def _add_slurm(add_parser: Adder) -> None:
