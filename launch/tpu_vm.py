@@ -243,9 +243,26 @@ follow() {
     "${SSH[@]}" --command="bash $NAME/worker.sh logs"
 }
 
+# In a process group of its own, so that ssh goes with gcloud.
+following=""
+follow_beside() {
+  set -m
+  follow &
+  following=$!
+  set +m
+}
+
+unfollow() {
+  if [ -n "$following" ]; then
+    kill -- "-$following" 2>/dev/null
+    wait "$following" 2>/dev/null
+  fi
+  following=""
+}
+
 up() {
-  local code failed=0 following="" fresh=yes
-  trap '[ -z "$following" ] || kill "$following" 2>/dev/null' EXIT
+  local code failed=0 fresh=yes
+  trap unfollow EXIT
   while :; do
     ready
     code=$(status)
@@ -270,14 +287,13 @@ up() {
       say "starting on every worker"
       everywhere "bash $NAME/worker.sh start" || true
     fi
-    follow &
-    following=$!
+    follow_beside
     while :; do
       sleep "${LAUNCH_POLL:-20}"
       code=$(status)
       case $code in
       running)
-        kill -0 "$following" 2>/dev/null || { follow & following=$!; }
+        kill -0 "$following" 2>/dev/null || follow_beside
         continue
         ;;
       gone)
@@ -299,9 +315,7 @@ up() {
       esac
       break
     done
-    kill "$following" 2>/dev/null
-    wait "$following" 2>/dev/null
-    following=""
+    unfollow
   done
 }
 

@@ -197,6 +197,50 @@ def test_a_stopped_run_can_have_an_exit_code_of_its_own(tmp_path, state):
     assert finish(process)[0] == 75
 
 
+def test_a_signal_that_the_processes_get_too_is_not_doubled(tmp_path, state):
+    process = launch(tmp_path, "--no-pass-on", *QUICK, command=worker(state, 400))
+    wait_for(lambda: len(pids(state)) == 1)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.7)
+    assert process.poll() is None
+    assert not (state / "saved-0").exists()
+    os.kill(pids(state)[0], signal.SIGTERM)
+    assert finish(process)[0] == 0
+    assert (state / "saved-0").exists()
+
+
+def test_a_file_asks_to_stop(tmp_path, state):
+    stop = tmp_path / "stop"
+    process = launch(tmp_path, "--stop-file", str(stop), *QUICK, command=worker(state, 400))
+    wait_for(lambda: len(pids(state)) == 1)
+    time.sleep(0.5)
+    stop.touch()
+    assert finish(process)[0] == 0
+    assert (state / "saved-0").exists()
+
+
+def test_a_failure_while_stopping_is_told_and_not_restarted(tmp_path, state):
+    command = worker(state, 400, "1:1:2:waits")
+    script = tmp_path / "fails.py"
+    script.write_text(
+        "import os, runpy, signal, sys\n"
+        "if os.environ['JAX_PROCESS_ID'] == '1':\n"
+        "    before = signal.signal\n"
+        "    fail = lambda *_: os._exit(9)\n"
+        "    signal.signal = lambda number, _: before(number, fail)\n"
+        f"runpy.run_path({WORKER!r})\n"
+    )
+    command = (command[0], script, *command[2:])
+    process = launch(tmp_path, "--processes", "2", *QUICK, command=command)
+    wait_for(lambda: (state / "waits-1").exists())
+    process.send_signal(signal.SIGTERM)
+    code, _, err = finish(process)
+    assert code == 1
+    assert attempts(err) == 1
+    assert "process 1 on testhost failed with exit code 9" in err
+
+
 def test_the_second_signal_ends_at_once(tmp_path, state):
     ignores = tmp_path / "ignores.py"
     ignores.write_text(

@@ -13,6 +13,8 @@ import pytest
 from launch.job import Job, LaunchError
 from launch.tpu_vm import TpuVm
 
+pytestmark = pytest.mark.multiprocess
+
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 
@@ -53,7 +55,6 @@ def cloud(tmp_path):
     (tmp_path / "state-of-run").mkdir()
     (tmp_path / "cloud").mkdir()
     (tmp_path / "cloud" / "workers").write_text("2")
-    python = shutil.which("python3")
     texts = {
         "gcloud": f'#!/bin/bash\nexec {sys.executable} {HERE / "gcloud.py"} "$@"\n',
         "sudo": '#!/bin/bash\nexec "$@"\n',
@@ -61,7 +62,6 @@ def cloud(tmp_path):
         "systemd-run": SYSTEMD_RUN,
         "curl": CURL,
     }
-    assert python
     for name, text in texts.items():
         (tools / name).write_text(text)
         (tools / name).chmod(0o755)
@@ -119,6 +119,12 @@ def begin(cloud, made, verb="up", **more):
         text=True,
         start_new_session=True,
     )
+
+
+def lose(process):
+    """As a terminal that is closed."""
+    os.killpg(process.pid, signal.SIGHUP)
+    process.communicate(timeout=10)
 
 
 def finish(process, timeout=60):
@@ -228,15 +234,13 @@ def test_a_mistake_ends_it(cloud):
 def test_a_lost_session_does_not_touch_the_run_and_up_finds_it_again(cloud):
     process = begin(cloud, pod(cloud, steps=1200))
     wait_for(lambda: len(started(cloud)) == 2)
-    end_process(process.pid)
-    process.communicate()
+    lose(process)
     again = begin(cloud, pod(cloud, steps=1200))
     time.sleep(2.5)
     assert again.poll() is None
     assert len(started(cloud)) == 2
-    end_process(again.pid)
-    again.communicate()
-    code, out = finish(begin(cloud, pod(cloud), "status"))
+    lose(again)
+    _, out = finish(begin(cloud, pod(cloud), "status"))
     assert out.count("launch-status=running") == 2
     finish(begin(cloud, pod(cloud), "stop"))
     assert (cloud / "state-of-run" / "saved-1").exists()
