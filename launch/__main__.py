@@ -223,7 +223,7 @@ def _add_tpu_vm(add_parser: Adder) -> None:
     add("--bucket", help="of Cloud Storage, for runs; mounted on every worker")
     add("--source", help="the folder whose files are copied to every worker (.)")
     add("--install", help="shell that installs there (uv, Python 3.12, and lm with its tpu extra)")
-    add("--silence", type=int, help="seconds without a heartbeat that mean frozen (30)")
+    add("--silence", type=int, help="seconds without a heartbeat that mean frozen (20)")
     add("--failures", type=int, help="failures in a row after which it is given up (3)")
 
 
@@ -256,7 +256,7 @@ def _add_gke(add_parser: Adder) -> None:
     add("--bucket", help="of Cloud Storage, for runs")
     add("--mount", help="where runs are seen in the container (/runs)")
     add("--grace", type=int, help="seconds that a pod has for its last save (300)")
-    add("--silence", type=int, help="seconds without a heartbeat that mean frozen (30)")
+    add("--silence", type=int, help="seconds without a heartbeat that mean frozen (20)")
     add("--restarts", type=int, help="the most restarts after failures; preemptions are free (20)")
     add("--namespace", help="of the cluster (default)")
     add("--service-account", help="of the pods; a bucket wants one that may write to it")

@@ -50,7 +50,7 @@ class Gke:
     bucket: str | None = None
     mount: str = "/runs"
     grace: int = 300
-    silence: int = 30
+    silence: int = 20
     restarts: int = 20
     namespace: str = "default"
     service_account: str | None = None

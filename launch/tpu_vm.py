@@ -55,7 +55,7 @@ class TpuVm:
     bucket: str | None = None
     source: str = "."
     install: str = INSTALL
-    silence: int = 30
+    silence: int = 20
     failures: int = 3
 
     def __post_init__(self) -> None:
