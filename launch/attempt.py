@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO, NamedTuple
 
 from launch import guard
@@ -154,14 +155,19 @@ def run(
     Args:
         argv: the command of every process.
         environments: one for each process, by rank.
-        folder: holds a log for every rank, and the heartbeats; new for each attempt.
+        folder: gets a log for every rank; new for each attempt.
         watch: what is waited for, and how long.
         events: where a signal handler puts ``Asked``.
         beating: whether this command was seen to write heartbeats before.
     """
-    heartbeats = folder / "heartbeats"
-    heartbeats.mkdir(parents=True)
-    with _group() as group:
+    folder.mkdir(parents=True)
+    # Not beside the logs, whose storage may be far and slow, which is no frozen process.
+    with (
+        TemporaryDirectory(prefix="launch-", ignore_cleanup_errors=True) as near,
+        _group() as group,
+    ):
+        heartbeats = Path(near) / "heartbeats"
+        heartbeats.mkdir()
         processes: list[_Process] = []
         lock = threading.Lock()
         for rank, environment in enumerate(environments):

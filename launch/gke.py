@@ -21,7 +21,6 @@ from launch import tpus
 from launch.job import MISTAKE, UNFINISHED, Command, Job, LaunchError, check_label, check_positive
 
 _PORT = 8476
-_STATE = "/tmp/launch"
 _KEYS = "cloud.google.com/"
 
 
@@ -272,10 +271,10 @@ class Gke:
         return selector, tolerations, {resource: count}
 
     def _container(self, chips: dict[str, int]) -> dict[str, Any]:
-        beats = f"find {_STATE} -path '*/heartbeats/*.json'"
+        beats = "find /tmp -maxdepth 3 -path '/tmp/launch-*/heartbeats/*.json'"
         supervisor = ["python3", "-m", "launch", "local", "--attempts", "1"]
         supervisor += ["--stopped-code", str(UNFINISHED), "--silence", str(self.silence)]
-        supervisor += ["--logs", _STATE, "--"]
+        supervisor += ["--logs", "/tmp/logs", "--"]
         mounts = [{"name": "runs", "mountPath": self.mount}]
         if self.type is None:
             mounts.append({"name": "shared-memory", "mountPath": "/dev/shm"})
@@ -286,7 +285,8 @@ class Gke:
             "env": self._environment(),
             "resources": {"requests": chips, "limits": chips},
             "volumeMounts": mounts,
-            # Until the first heartbeat; an image that is large or a slow import has ten minutes.
+            # The heartbeats are where the supervisor keeps them, in /tmp where no TMPDIR is set.
+            # Until the first one; an image that is large or a slow import has ten minutes.
             "startupProbe": {
                 "exec": {"command": ["sh", "-c", f'test -n "$({beats})"']},
                 "periodSeconds": 5,

@@ -91,7 +91,8 @@ class Local:
                 f"{self.job.command[0]} is no program here: it is not on PATH, or not executable. "
                 "Install lm in the environment that is active, or give the program's path."
             )
-        stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        # Supervisors of many hosts may share the folder.
+        stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{socket.gethostname()}-{os.getpid()}"
         folder = (self.logs or Path("logs")).absolute() / stamp
         try:
             folder.mkdir(parents=True)

@@ -1,9 +1,10 @@
 """The manifests are what the API server takes, and say what was asked."""
 
 import json
+import os
 import re
-import shlex
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from launch import tpus
 from launch.gke import Gke
 from launch.job import Job, LaunchError
 
+ROOT = Path(__file__).parents[2]
 SCHEMAS = Path(__file__).parent / "schemas"
 
 
@@ -166,12 +168,12 @@ def test_a_mistake_fails_the_set_and_a_disruption_does_not_count():
 
 def test_the_probes_see_a_heartbeat_and_its_age(tmp_path):
     _, _, _, container = parts(gke(silence=30))
-    beats = tmp_path / "stamp" / "attempt-1" / "heartbeats"
+    beats = tmp_path / "launch-x1" / "heartbeats"
     beats.mkdir(parents=True)
 
     def probe(name):
         words = container[name]["exec"]["command"]
-        words = [word.replace("/tmp/launch", shlex.quote(str(tmp_path))) for word in words]
+        words = [word.replace("/tmp", str(tmp_path)) for word in words]
         return subprocess.run(words, check=False, capture_output=True).returncode
 
     assert probe("startupProbe") != 0
@@ -197,6 +199,20 @@ def test_dollars_arrive_as_they_were_given():
 
     assert tuple(map(expanded, container["command"][-len(words) :])) == words
     assert expanded(container["env"][0]["value"]) == "$(OTHER)"
+
+
+def test_the_probes_look_where_the_supervisor_keeps_the_heartbeats(tmp_path):
+    _, _, _, container = parts(gke())
+    probe = container["startupProbe"]["exec"]["command"][-1]
+    script = "import os; open(os.environ['LM_HEARTBEATS'] + '/0.json', 'w'); " + (
+        f"import subprocess; raise SystemExit(subprocess.call(['sh', '-c', {probe!r}]))"
+    )
+    words = [*container["command"][:4], "--attempts", "1", "--logs", str(tmp_path), "--"]
+    assert words[:4] == ["python3", "-m", "launch", "local"]
+    env = {name: value for name, value in os.environ.items() if name != "TMPDIR"}
+    words = [sys.executable, *words[1:], sys.executable, "-c", script]
+    done = subprocess.run(words, cwd=ROOT, env=env, check=False, capture_output=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
