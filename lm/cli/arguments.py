@@ -213,6 +213,12 @@ def _train(verbs: argparse._SubParsersAction, name: str) -> None:
         help="save and end in good order after this time, as 3h50m; the same command goes on",
     )
     parser.add_argument(
+        "--on-spike",
+        choices=("report", "skip", "rollback"),
+        help="a loss or gradient norm far above those before: tell it (default), leave the update "
+        "out, or go back to the newest checkpoint and on beyond the data between",
+    )
+    parser.add_argument(
         "--profile",
         type=steps,
         metavar="A:B",

@@ -20,7 +20,6 @@ from lm.config import diff
 from lm.experiment import Experiment
 from lm.parallel.mesh import describe
 from lm.track.format import count, duration, grouped
-from lm.train import loop
 from lm.train.program import Program
 
 
@@ -38,6 +37,8 @@ def _train(arguments: argparse.Namespace) -> dict[str, Any]:
     chosen: Experiment = arguments.experiment
     if arguments.name is not None:
         chosen = replace(chosen, name=arguments.name)
+    if arguments.on_spike is not None:
+        chosen = replace(chosen, guard=replace(chosen.guard, on_spike=arguments.on_spike))
     say = print if jax.process_index() == 0 else lambda *_: None
     _tell_changes(arguments.given, chosen, say)
     run = runs.Run(chosen, program, Path(arguments.runs), jax.devices())
@@ -58,13 +59,15 @@ def _train(arguments: argparse.Namespace) -> dict[str, Any]:
                 ground, restart=arguments.restart, say=say, profiled=arguments.profile
             )
             began, first = time.perf_counter(), int(state.step)
-            state, step = loop.run(job._replace(stop_requested=stop), state)
+            state, step = run.train(job._replace(stop_requested=stop), state)
             seconds = time.perf_counter() - began
         run.finish_saving()
         figures = run.figures(step)
+        run.tell_bad_numbers(say)
         if step < chosen.training.steps:
+            saved = "not saved, for its numbers are bad" if run.due else "saved"
             say(
-                f"stopped    at step {step:,} of {chosen.training.steps:,}; saved. Go on with: "
+                f"stopped    at step {step:,} of {chosen.training.steps:,}; {saved}. Go on with: "
                 f"{_again(arguments)}"
             )
         else:
@@ -116,6 +119,8 @@ def _again(arguments: argparse.Namespace) -> str:
         words += ["--runs", arguments.runs]
     if arguments.name:
         words += ["--name", arguments.name]
+    if arguments.on_spike:
+        words += ["--on-spike", arguments.on_spike]
     return shlex.join(words)
 
 

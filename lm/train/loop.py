@@ -38,7 +38,7 @@ class Job(NamedTuple):
     place: Callable[[Batch], Batch]
     """Host rows -> global arrays."""
     track: Callable[[int, Mapping[str, float], "Times"], None]
-    """(step, its metrics, its times)"""
+    """(step, its metrics, its times); raises where training may not go on"""
     evaluate_at: Callable[[int], bool]
     evaluate: Callable[[int, Params], None]
     save_at: Callable[[int], bool]
@@ -65,7 +65,8 @@ def run(job: Job, state: TrainState) -> tuple[TrainState, int]:
     step, so that a run that goes on from there has lost none.
 
     Raises:
-        DivergedError: a loss that is not finite; checkpoints are as they were.
+        DivergedError: a number that is not finite, and its update was made; checkpoints are as
+            they were.
     """
     start = int(state.step)
     reported = _Reports(job)
@@ -130,7 +131,7 @@ class _Reports:
         self.job.track(step, values, Times(now - self.last_read, waited))
         self.last_read = now
         wrong = [f"{n} is {v}" for n, v in values.items() if not math.isfinite(v)]
-        if wrong:
+        if wrong and not values.get("skipped"):  # else the state is as it was before
             raise DivergedError(
                 f"step {step}: {', '.join(wrong)}. Training cannot go on from numbers like these; "
                 "the checkpoints before are untouched. Lower optimizer.schedule.peak, lengthen its "
