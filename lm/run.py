@@ -1,8 +1,10 @@
 """A run on disk and on the devices: opened, compared, restored, trained, closed."""
 
 import contextlib
+import functools
 import json
 import os
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +12,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from lm import assemble
 from lm.batch import Params
@@ -32,20 +33,25 @@ from lm.experiment import Experiment
 from lm.generate.sampling import Sampler
 from lm.generate.text import complete
 from lm.opened import open_for_generation, writer_of
+from lm.parallel import distributed
 from lm.parallel.place import own_rows, to_global
 from lm.track.format import rate
+from lm.track.goodput import LIVES, Lives, account, read_lives
 from lm.track.report import write_report
 from lm.track.tracker import Fanout
+from lm.train.activity import Activity
+from lm.train.heartbeat import write_heartbeat
 from lm.train.loop import Job, Times
 from lm.train.memory import bytes_on_device, compiled_bytes, device_memory, refuse_beyond
 from lm.train.program import Program, parameter_count
 from lm.train.state import TrainState
+from lm.train.stopping import needed
 from lm.train.throughput import memory_peak_gib, peak_flops, speed
+from lm.train.ticker import Ticker
+from lm.train.watchdog import Watchdog
 
 Say = Callable[[str], None]
 SUMMARY = "summary.json"
-AGREE_EVERY = 8
-"""Steps between two looks of all processes at whether one of them was asked to stop."""
 FIXED = ("model", "objective", "data", "tokenizer", "prepare", "training.seed",
          "training.sequences", "training.length")  # fmt: skip
 """What a resumed run must have in common with the run it resumes."""
@@ -55,9 +61,22 @@ class Run:
     """One run on disk and on the devices, from its first look at the folder to its last save."""
 
     def __init__(
-        self, experiment: Experiment, program: Program, runs: Path, devices: Sequence[Any]
+        self,
+        experiment: Experiment,
+        program: Program,
+        runs: Path,
+        devices: Sequence[Any],
+        began: float | None = None,
     ) -> None:
-        """Shapes alone: nothing is read, written or allocated."""
+        """Shapes alone: nothing is read, written or allocated.
+
+        Args:
+            experiment: the run as one value.
+            program: what it compiles.
+            runs: where runs are kept.
+            devices: where it runs.
+            began: when this process did, by the monotonic clock; now if None.
+        """
         self.experiment, self.folder = experiment, runs / experiment.name
         self.devices, self.program = devices, program
         self.parameters = parameter_count(self.program)
@@ -67,6 +86,10 @@ class Run:
         self.stream: Stream | None = None
         self.track: Fanout | None = None
         self.lock: Lock | None = None
+        self.activity = Activity(began)
+        self.lives: Lives | None = None
+        """Where the time went; kept by process 0."""
+        self.watchers: list[Ticker] = []
         self.before: Experiment | None = None
         """What the run on disk was made with, where there is one."""
         self.last: dict[str, float | None] = {}
@@ -138,6 +161,28 @@ class Run:
         """
         if jax.process_index() == 0:
             self.lock = Lock(self.folder)
+
+    def watch(self) -> None:
+        """Let others see that this process lives, and tell of steps that do not end."""
+        rank, host = jax.process_index(), socket.gethostname()
+        folder = distributed.heartbeats()
+        if folder is not None:
+            beat = functools.partial(write_heartbeat, folder, self.activity, rank=rank, host=host)
+            self.watchers.append(Ticker("heartbeat", beat))
+        watchdog = Watchdog(
+            self.activity,
+            floor=self.experiment.tracking.stuck_seconds,
+            who=f"rank {rank} ({host}, process {os.getpid()})",
+            file=self.folder / "stacks" / f"{rank}.txt",
+        )
+        self.watchers.append(Ticker("watchdog", watchdog.look))
+
+    def stop_seconds(self) -> float:
+        """What a stop would take now: to agree on it, to save, to end."""
+        seconds = None if self.store is None else self.store.seconds
+        size = sum(map(bytes_on_device, jax.tree.leaves(self.program.state)))
+        laps = self.activity.laps
+        return needed(seconds, size * len(jax.local_devices()), float(np.median(laps or [0.0])))
 
     def check_memory(self) -> None:
         """Refuse a state that cannot fit, before anything is allocated.
@@ -213,7 +258,9 @@ class Run:
             if facts is not None:
                 assemble.check_vocabulary(e.model.vocab_size, facts.vocab_size, source.name)
         evaluators = self._evaluators(ground)
+        self.activity("compile", 0)
         compiled = self.compile(say)
+        self.activity("restore", 0)
         self._open_folder(restart=restart)
         self.store = open_store(self.folder / CHECKPOINTS, e.saving)
         restored = self.store.restore_newest(self.program.state)
@@ -232,6 +279,8 @@ class Run:
             self.track = e.tracking.build(
                 self.folder, restored_step=start, total_steps=e.training.steps
             )
+            began = time.time() - (self.activity.clock() - self.activity.began)
+            self.lives = Lives(self.folder / LIVES, restored=start, began=began)
         rows = own_rows(self.program.batch.rows.sharding, e.training.sequences)
         skipped = tuple(tuple(s) for s in restored.data.get("skipped", ())) if restored else ()
         loader = Loader(
@@ -256,6 +305,7 @@ class Run:
             save_at=_every(e.saving.every),
             save=self._save,
             stop_requested=lambda _: False,
+            doing=self.activity,
         )
         if profiled is not None:
             job = job._replace(trace=Trace(self.folder / "profile", profiled, say))
@@ -298,14 +348,17 @@ class Run:
         kept = [{"prompt": made.prompt, "text": made.text} for made in texts]
         _write(self.folder / "samples.json", kept)
 
-    def finish_saving(self) -> None:
-        """Wait until the last save is whole.
+    def finish_saving(self, step: int) -> None:
+        """Wait until the last save is whole; nothing is done together any more after that.
 
         Raises:
             CheckpointError: it failed; the ones before it are untouched.
         """
         if self.store is not None:
             self.store.wait()
+        distributed.finish()
+        self.activity("done", step)
+        self._account(step, finished=step >= self.experiment.training.steps)
         if self.track is not None:
             self.track.close()
 
@@ -326,6 +379,7 @@ class Run:
             "parameters": self.parameters,
             "held_out": held_out,
             "checkpoint": str(made[-1]) if made else None,
+            "goodput": account(read_lives(self.folder / LIVES)).parts,
         }
 
     def report(self, step: int) -> Path | None:
@@ -340,7 +394,7 @@ class Run:
         with contextlib.ExitStack() as last:
             if self.lock is not None:
                 last.callback(self.lock.release)
-            for live in (self.track, self.store, self.stream):
+            for live in (self.lives, self.track, self.store, self.stream, *self.watchers):
                 if live is not None:
                     last.callback(live.close)
 
@@ -379,6 +433,7 @@ class Run:
         metrics |= {"time/step_seconds": times.step, "data/wait_seconds": times.data_wait, **fast}
         metrics["memory/peak_gib"] = memory_peak_gib(self.devices[0])
         self.rates.append(e.training.tokens_per_step / times.step)
+        metrics |= self._account(step)
         self.last = metrics
         if self.track is not None:
             self.track(step, metrics)
@@ -389,6 +444,14 @@ class Run:
             self.held_out[name] = figures
             if self.track is not None:
                 self.track(step, {f"eval/{name}/{key}": v for key, v in figures.items()})
+        self._account(step)
+
+    def _account(self, step: int, *, finished: bool = False) -> dict[str, float]:
+        """Keep where the time went until now; the shares so far, as metrics."""
+        if self.lives is None:
+            return {}
+        self.lives.spend(step, self.activity.take(), time=time.time(), finished=finished)
+        return self.lives.shares()
 
     def _save(self, step: int, state: TrainState, position: int) -> None:
         if self.track is not None:
@@ -404,16 +467,7 @@ class Run:
             record=make_record(step=step, tokens=tokens, parameters=self.parameters),
             tokenizer=self.tokenizer,
         )
-
-
-def agreed(asked: bool, step: int) -> bool:  # noqa: FBT001
-    """Whether any process was asked to stop; several processes look together, every few steps."""
-    if jax.process_count() == 1:
-        return asked
-    if step % AGREE_EVERY:
-        return False
-    with jax.transfer_guard("allow"):
-        return bool(multihost_utils.process_allgather(np.asarray(asked)).any())
+        self._account(step)
 
 
 def _write(path: Path, value: Any) -> None:
