@@ -33,6 +33,8 @@ class Door(NamedTuple):
     hosts: tuple[str, ...]
     """Names and addresses, to be tried in this order."""
     port: int
+    name: str
+    """Of its host, for people."""
     token: str
     """Keeps out who does not belong to the run."""
 
@@ -92,6 +94,8 @@ class Peers:
         self._server: socket.socket | None = None
         self._lines: list[_Line] = []
         self._over = threading.Event()
+        self._leaving = False
+        self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
     def open_door(self) -> Door:
@@ -105,7 +109,8 @@ class Peers:
         self._selector.register(self._server, selectors.EVENT_READ)
         self._token = secrets.token_hex(8)
         self._start()
-        return Door(own_addresses(), self._server.getsockname()[1], self._token)
+        port = self._server.getsockname()[1]
+        return Door(own_addresses(), port, socket.gethostname(), self._token)
 
     def enter(self, door: Door, first: Sequence[str] = (), seconds: float = 3.0) -> bool:
         """Another process connects to process 0; whether it could.
@@ -122,7 +127,7 @@ class Peers:
                 continue
             connection.settimeout(0.0)
             line = _Line(connection)
-            line.who = {"rank": 0, "host": host}
+            line.who = {"rank": 0, "host": door.name}
             line.say({"token": door.token, "rank": self.rank, "host": socket.gethostname()})
             self._admit(line)
             self._start()
@@ -138,7 +143,7 @@ class Peers:
 
     def leave(self, text: str, code: int) -> NoReturn:
         """End this process and all others; ``text`` and ``code`` are their last word as well."""
-        self._over.set()
+        self._leaving = True  # what is heard from here on is no news
         self._spread(f"{self._me()} ended: {text}", code)
         flush()
         os._exit(code)
@@ -147,7 +152,8 @@ class Peers:
         return f"process {self.rank} of {self.count} on {socket.gethostname()}"
 
     def _start(self) -> None:
-        threading.Thread(target=self._watch, name="peers", daemon=True).start()
+        self._thread = threading.Thread(target=self._watch, name="peers", daemon=True)
+        self._thread.start()
 
     def _admit(self, line: _Line) -> None:
         with self._lock:
@@ -166,6 +172,11 @@ class Peers:
                 # Its own ticks, not a clock: one that was itself stopped blames nobody.
                 tick = time.monotonic() + 1
                 self._tick()
+        for line in list(self._lines):
+            self._drop(line)
+        if self._server is not None:
+            self._server.close()
+        self._selector.close()
 
     def _accept(self) -> None:
         assert self._server is not None
@@ -192,8 +203,7 @@ class Peers:
             elif "bye" in message:
                 line.left = True
             elif "gone" in message:
-                self._spread(message["gone"], message["code"], but=line)
-                self._end(message["gone"], message["code"])
+                self._give_up(message["gone"], message["code"], but=line)
 
     def _tick(self) -> None:
         with self._lock:
@@ -220,8 +230,12 @@ class Peers:
             "step can be made without it. Look at its last lines; the same command, started "
             "again everywhere, goes on from the last checkpoint."
         )
-        self._spread(text, LOST)
-        self._end(text, LOST)
+        self._give_up(text, LOST)
+
+    def _give_up(self, text: str, code: int, but: _Line | None = None) -> None:
+        if not self._leaving:
+            self._spread(text, code, but=but)
+            self._end(text, code)
 
     def _spread(self, text: str, code: int, but: _Line | None = None) -> None:
         with self._lock:

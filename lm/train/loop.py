@@ -29,6 +29,7 @@ class Batches(Protocol):
         ...
 
 
+@runtime_checkable
 class Doing(Protocol):
     """Told what comes next, as ``lm.train.activity.Activity`` is."""
 

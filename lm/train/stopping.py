@@ -7,7 +7,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Protocol
+from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 FIRST_SAVE = 100e6
@@ -33,17 +33,11 @@ class Stop:
             self._say(reason)
 
 
-class Leave(Protocol):
-    """What ends a process at once."""
-
-    def __call__(self, text: str, code: int) -> None:
-        """Told why, and the exit code."""
-        ...
-
-
 @contextlib.contextmanager
-def signals(stop: Stop, leave: Leave) -> Iterator[None]:
+def signals(stop: Stop, leave: Callable[[str, int], Any]) -> Iterator[None]:
     """Within it SIGINT and SIGTERM ask to stop; the second of them ends the process at once.
+
+    ``leave`` does that, told why and the exit code.
 
     They are read by a thread of its own: the main one may hang in a step or in a file system, and
     Python would not hear of a second signal before that ends.
