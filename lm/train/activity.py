@@ -34,8 +34,10 @@ class Activity:
         self.began = clock() if began is None else began
         self.now = Now("start", 0, self.began)
         self.laps: deque[float] = deque(maxlen=LAPS)
-        """Seconds from step to step, where nothing else came between."""
+        """Seconds from step to step, where nothing else came between; not of the first, which may
+        still compile."""
         self._lap: float | None = None
+        self._warm = False
         self._counted = self.began
         self._spent: dict[str, float] = {}
 
@@ -52,7 +54,7 @@ class Activity:
         if phase == "data":
             if self._lap is not None:
                 self.laps.append(now - self._lap)
-            self._lap = now
+            self._lap, self._warm = (now if self._warm else None), True
         elif phase != "step":
             self._lap = None
         self.now = Now(phase, step, now)

@@ -1,51 +1,16 @@
 """One of several processes dies or freezes in the middle of training: all the others end soon."""
 
-import json
-import os
 import signal
 import socket
-import subprocess
 import time
-from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.conftest import start
+from tests.end_to_end.conftest import begin, wait_for_step
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.faults, pytest.mark.slow]
 LIMIT = 30.0
 """Seconds in which an attempt is over; the launcher's own watch comes on top."""
-
-
-def begin(words, cwd: Path, processes: int) -> list[subprocess.Popen[str]]:
-    """The processes of a run, each with a sign of life in ``cwd/beats``."""
-    (cwd / "beats").mkdir(exist_ok=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    return [
-        start(
-            words,
-            cwd,
-            JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}",
-            JAX_NUM_PROCESSES=str(processes),
-            JAX_PROCESS_ID=str(rank),
-            LM_HEARTBEATS=str(cwd / "beats"),
-        )
-        for rank in range(processes)
-    ]
-
-
-def wait_for_step(joined, cwd: Path, step: int, seconds: float = 240) -> None:
-    """Until every process is beyond a step."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        beats = [json.loads(file.read_text()) for file in (cwd / "beats").glob("*.json")]
-        if len(beats) == len(joined) and all(beat["step"] > step for beat in beats):
-            return
-        assert all(process.poll() is None for process in joined), joined[0].communicate()[0]
-        time.sleep(0.05)
-    raise AssertionError("training did not begin")
 
 
 CASES = [(2, rank) for rank in range(2)] + [(4, rank) for rank in range(4)]
@@ -76,5 +41,5 @@ def test_the_death_or_freeze_of_any_process_ends_all_and_is_told_by_name(
             assert code != 1 or named in text.splitlines()[-1], text
     finally:
         for process in joined:
-            os.kill(process.pid, signal.SIGKILL) if process.poll() is None else None
+            process.kill()
             process.communicate()

@@ -33,8 +33,8 @@ class Watched:
 
 def test_a_stuck_step_is_told_once_and_again_as_it_doubles_with_all_stacks(tmp_path):
     watched = Watched(tmp_path)
-    watched.step(1)
-    watched.step(2)
+    for step in (1, 2, 3):
+        watched.step(step)
     assert not watched.said
     hold = threading.Event()
     stuck = threading.Thread(target=hold.wait, name="the loader")
@@ -49,23 +49,24 @@ def test_a_stuck_step_is_told_once_and_again_as_it_doubles_with_all_stacks(tmp_p
     hold.set()
     stuck.join()
     assert len(watched.said) == 2
-    assert "step 2 has lasted 300 s on rank 1 (h); a step takes 1 s" in watched.said[0]
-    assert "step 2 has lasted 600 s" in watched.said[1]
+    assert "step 3 has lasted 300 s on rank 1 (h); a step takes 1 s" in watched.said[0]
+    assert "step 3 has lasted 600 s" in watched.said[1]
     assert "thread the loader" in watched.said[0]
     assert "in wait\n" in watched.said[0]
     assert watched.file.read_text() == "".join(watched.said)
-    watched.step(3)
     watched.step(4)
+    watched.step(5)
     assert len(watched.said) == 2
 
 
 def test_a_wait_for_data_is_told_as_one(tmp_path):
     watched = Watched(tmp_path, floor=5.0)
     watched.step(1)
-    watched.activity("data", 2)
+    watched.step(2)
+    watched.activity("data", 3)
     watched.wait(FACTOR + 1)
     (said,) = watched.said
-    assert f"the wait for the data of step 2 has lasted {FACTOR} s" in said
+    assert f"the wait for the data of step 3 has lasted {FACTOR} s" in said
 
 
 @pytest.mark.parametrize("phase", ["start", "compile", "restore", "evaluate", "save", "done"])
