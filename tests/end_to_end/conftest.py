@@ -6,6 +6,7 @@ import random
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,40 @@ def together(words: list[Any], cwd: Path, processes: int, devices: int) -> list[
     finally:
         for process in joined:
             process.kill()
+
+
+def begin(words: list[Any], cwd: Path, processes: int) -> list[subprocess.Popen[str]]:
+    """The processes of a run, each with a sign of life in ``cwd/beats``."""
+    (cwd / "beats").mkdir(exist_ok=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return [
+        start(
+            words,
+            cwd,
+            JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}",
+            JAX_NUM_PROCESSES=str(processes),
+            JAX_PROCESS_ID=str(rank),
+            LM_HEARTBEATS=str(cwd / "beats"),
+            JAX_COMPILATION_CACHE_DIR=str(cwd.parent / "compiled"),
+        )
+        for rank in range(processes)
+    ]
+
+
+def wait_for_step(
+    joined: list[subprocess.Popen[str]], cwd: Path, step: int, seconds: float = 240
+) -> None:
+    """Until every process is beyond a step."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        beats = [json.loads(file.read_text()) for file in (cwd / "beats").glob("*.json")]
+        if len(beats) == len(joined) and all(beat["step"] > step for beat in beats):
+            return
+        assert all(process.poll() is None for process in joined), joined[0].communicate()[0]
+        time.sleep(0.05)
+    raise AssertionError("training did not begin")
 
 
 def digests(run: Path) -> dict[int, dict[str, Any]]:
