@@ -148,6 +148,7 @@ def digests(run: Path) -> dict[int, dict[str, Any]]:
     found = {
         int(file.parent.name): json.loads(file.read_text())["leaves"]
         for file in run.glob("checkpoints/*/digests.json")
+        if file.parent.name.isdigit()
     }
     return dict(sorted(found.items()))
 

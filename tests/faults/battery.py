@@ -1,10 +1,13 @@
 """Runs that are disturbed, and the undisturbed one that they are compared with."""
 
 import contextlib
+import itertools
 import json
 import signal
 import subprocess
 import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,59 +57,92 @@ class Bench:
         train = ["train", config, "--runs", self.folder / "runs", "--name", name]
         return [spec, "--notes", self.notes(name), "--", *train, *self.options, *options]
 
-    def attempt(
+    def start(
+        self, name: str, spec: str = "none", *, processes: int = 1, options: tuple[str, ...] = ()
+    ) -> list[subprocess.Popen[str]]:
+        """Begin a run or go on with it, in so many processes."""
+        words = self.words(name, spec, options)
+        env = {"JAX_COMPILATION_CACHE_DIR": str(self.compiled)}
+        if processes == 1:
+            return [start(words, self.folder, self.devices, INJECT, **env)]
+        devices = self.devices // processes
+        return start_together(words, self.folder, processes, devices, INJECT, **env)
+
+    def attempts(
         self,
         name: str,
-        spec: str = "none",
+        specs: Iterable[str],
         *,
         processes: int = 1,
         options: tuple[str, ...] = (),
         timeout: float = 240,
-    ) -> list[Ended]:
-        """Start a run or go on with it until it ends; if a process dies or freezes, all are killed.
+    ) -> Iterator[list[Ended]]:
+        """Start a run and go on with it, once for each SPEC; how the processes ended each time.
 
-        Raises:
-            TimeoutError: it does neither.
+        Each attempt loads its libraries, which takes half of its time, while the one before it
+        runs.  If a process of an attempt dies or freezes, all of them are killed.
         """
-        words = self.words(name, spec, options)
-        devices = self.devices // processes
-        env = {"JAX_COMPILATION_CACHE_DIR": str(self.compiled)}
-        joined = (
-            [start(words, self.folder, devices, INJECT, **env)]
-            if processes == 1
-            else start_together(words, self.folder, processes, devices, INJECT, **env)
-        )
+        waiting: deque[tuple[Path, list[subprocess.Popen[str]]]] = deque()
+        rest = enumerate(specs)
+
+        def prepare() -> None:
+            for number, spec in itertools.islice(rest, 1):
+                go = self.folder / f"go-{name}-{number}-{time.monotonic_ns()}"
+                spec = f"wait={go}@start" + ("" if spec == "none" else f",{spec}")
+                joined = self.start(name, spec, processes=processes, options=options)
+                waiting.append((go, joined))
+
+        prepare()
         try:
-            _watch(joined, timeout)
+            while waiting:
+                go, joined = waiting[0]
+                go.touch()
+                prepare()
+                ended = over(joined, timeout)
+                waiting.popleft()
+                yield ended
         finally:
-            for process in joined:
-                process.kill()
-            ended = [Ended(_code(process), process.communicate()[0]) for process in joined]
-        return ended
+            for _, joined in waiting:
+                over(joined, 0)
 
     def finish(self, name: str, *, processes: int = 1, options: tuple[str, ...] = ()) -> str:
         """Run or go on to the end, undisturbed; what the first process said."""
-        ended = self.attempt(name, processes=processes, options=options)
+        ended = over(self.start(name, processes=processes, options=options))
         assert [end.code for end in ended] == [0] * processes, ended
         return ended[0].said
 
-    def kill(
-        self, name: str, fault: str, *, processes: int = 1, options: tuple[str, ...] = ()
-    ) -> list[Ended]:
-        """Go on until the fault kills or freezes its process, which it must."""
-        ended = self.attempt(name, fault, processes=processes, options=options)
-        assert fault in fired(self.notes(name)), (fault, ended)
-        assert -signal.SIGKILL in [end.code for end in ended], ended
-        return ended
+    def kills(
+        self,
+        name: str,
+        faults: Sequence[str],
+        *,
+        processes: int = 1,
+        options: tuple[str, ...] = (),
+    ) -> Iterator[str]:
+        """Go on until a fault kills or freezes its process, which it must; the same with each."""
+        attempts = self.attempts(name, faults, processes=processes, options=options)
+        for fault, ended in zip(faults, attempts, strict=True):
+            assert fault in fired(self.notes(name)), (fault, ended)
+            assert -signal.SIGKILL in [end.code for end in ended], ended
+            yield fault
 
 
-def _code(process: subprocess.Popen[str]) -> int:
-    process.wait()
-    return process.returncode
+def over(joined: list[subprocess.Popen[str]], timeout: float = 240) -> list[Ended]:
+    """How processes ended: by themselves, or killed because one of them died or froze.
+
+    Those that do neither in ``timeout`` seconds are killed too.
+    """
+    try:
+        _watch(joined, timeout)
+    finally:
+        for process in joined:
+            process.kill()
+        said = [process.communicate()[0] for process in joined]
+    return [Ended(process.returncode, text) for process, text in zip(joined, said, strict=True)]
 
 
 def _watch(joined: list[subprocess.Popen[str]], timeout: float) -> None:
-    """Return when all have ended, or a while after one has failed or frozen."""
+    """Return when all have ended, a while after one has failed or frozen, or at the timeout."""
     end = time.monotonic() + timeout
     while any(process.poll() is None for process in joined):
         if any(process.poll() or _is_frozen(process.pid) for process in joined):
@@ -116,7 +152,7 @@ def _watch(joined: list[subprocess.Popen[str]], timeout: float) -> None:
                     process.wait(max(0.0, deadline - time.monotonic()))
             return
         if time.monotonic() > end:
-            raise TimeoutError(f"{joined[0].args}: not over after {timeout:.0f} s")
+            return
         time.sleep(0.02)
 
 

@@ -331,24 +331,28 @@ def _wrap_files(injector: Injector) -> None:
         if step is not None and kind in AFTER_RENAME:
             at(AFTER_RENAME[kind], step)
 
-    def before_rmtree(path: Any, *_: Any, **__: Any) -> None:
+    wrap(os, "mkdir", before=before_mkdir)
+    for name in ("rename", "replace"):
+        wrap(os, name, before=before_rename, after=after_rename)
+    _wrap_rmtree(injector)
+
+
+def _wrap_rmtree(injector: Injector) -> None:
+    def before(path: Any, *_: Any, **__: Any) -> None:
         step, kind = numbered(Path(path))
         phase = "retire_half" if injector.step else "clear_half"  # while training, or before
         if kind in (".partial", ".deleting") and injector.is_due(phase, step):
             files = sorted(file for file in Path(path).rglob("*") if file.is_file())
             for file in files[: len(files) // 2]:
                 file.unlink()
-            at(phase, step)
+            injector.at(phase, step)
 
-    def after_rmtree(path: Any, *_: Any, **__: Any) -> None:
+    def after(path: Any, *_: Any, **__: Any) -> None:
         step, kind = numbered(Path(path))
         if kind == ".deleting" and injector.step:
-            at("retired", step)
+            injector.at("retired", step)
 
-    wrap(os, "mkdir", before=before_mkdir)
-    for name in ("rename", "replace"):
-        wrap(os, name, before=before_rename, after=after_rename)
-    wrap(shutil, "rmtree", before=before_rmtree, after=after_rmtree)
+    wrap(shutil, "rmtree", before=before, after=after)
 
 
 class Numbered(NamedTuple):

@@ -45,7 +45,7 @@ KILLS = (
 
 def test_a_run_killed_before_its_experiment_was_in_its_place_begins_anew(compiled, tmp_path):
     bench = Bench(folder=tmp_path, compiled=compiled, options=("--training.steps", "2"))
-    bench.kill("broken", "kill@experiment_json")
+    assert list(bench.kills("broken", ["kill@experiment_json"]))
     bench.finish("broken")
 
 
@@ -63,9 +63,9 @@ def test_a_run_killed_at_every_phase_in_turn_ends_as_the_undisturbed_one(
     whole, broken = ("--prepare.folder", "whole"), ("--prepare.folder", "broken")
     bench.finish("whole", options=whole)
     newest = 0
-    for phase in KILLS:
-        bench.kill("broken", f"kill@{phase}", options=("--saving.keep", "2", *broken))
+    faults = [f"kill@{phase}" for phase in KILLS]
+    for fault in bench.kills("broken", faults, options=("--saving.keep", "2", *broken)):
         before, newest = newest, assert_same_so_far(bench.run("broken"), bench.run("whole"))
-        assert newest >= before, phase
+        assert newest >= before, fault
     bench.finish("broken", options=("--saving.keep", "2", *broken))
     assert_same(bench, "broken", "whole")
