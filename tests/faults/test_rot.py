@@ -16,7 +16,7 @@ from lm.checkpoint.restore import restore_newest
 from lm.checkpoint.saving import Saving
 from lm.checkpoint.store import open_store
 from tests.checkpoint.test_store import abstract, bits, make_state, save
-from tests.end_to_end.conftest import digests, lm
+from tests.end_to_end.conftest import digests, start
 from tests.faults.battery import Bench, assert_same
 
 pytestmark = pytest.mark.faults
@@ -35,48 +35,64 @@ def files(step: Path) -> list[Path]:
     return sorted(path for path in step.rglob("*") if path.is_file() and path.stat().st_size)
 
 
-def copied(bench: Bench, last: int) -> Path:
-    """A copy of the undisturbed run, as if it had been killed after step ``last``."""
-    shutil.copytree(bench.run("whole"), bench.run("broken"))
-    shutil.copytree(bench.notes("whole"), bench.notes("broken"))
-    for step in range(last + 1, STEPS + 1):
-        shutil.rmtree(bench.run("broken") / "checkpoints" / str(step))
-    return bench.run("broken") / "checkpoints"
+def copied(bench: Bench, name: str) -> Path:
+    """A copy of the undisturbed run, as if it had been killed before its last save."""
+    shutil.copytree(bench.run("whole"), bench.run(name))
+    shutil.copytree(bench.notes("whole"), bench.notes(name))
+    shutil.rmtree(bench.run(name) / "checkpoints" / str(STEPS))
+    return bench.run(name) / "checkpoints"
 
 
-@pytest.mark.slow  # two runs from their start
-@pytest.mark.parametrize(
-    "processes", [1, pytest.param(2, marks=pytest.mark.multiprocess)], ids=["alone", "two"]
-)
-def test_one_flipped_bit_in_each_of_thirty_files_is_noticed_and_named(
-    processes, compiled, tmp_path
-):
-    """Thirty checkpoints, another file of each: the run goes on from the one before them."""
-    devices = {"devices": 4, "data_axis": 2} if processes > 1 else {}
-    bench = Bench(folder=tmp_path, compiled=compiled, options=OPTIONS, **devices)
-    bench.finish("whole", processes=processes)
-    saves = copied(bench, STEPS - 1)
+@pytest.fixture(scope="module")
+def bench(compiled, tmp_path_factory) -> Bench:
+    """With an undisturbed run that saved every step."""
+    made = Bench(folder=tmp_path_factory.mktemp("rot"), compiled=compiled, options=OPTIONS)
+    made.finish("whole")
+    return made
+
+
+def assert_flips_are_noticed(bench: Bench, processes: int, count: int) -> None:
+    """So many checkpoints, another file of each: the run goes on from the one before them."""
+    saves = copied(bench, "flipped")
     draw = random.Random(30)
     flipped = {}
-    for number, step in enumerate(range(STEPS - 30, STEPS)):
-        parts = files(saves / str(step))
-        file = parts[number % len(parts)]
+    for number, step in enumerate(range(STEPS - count, STEPS)):
+        every = [
+            file.relative_to(saves / str(step)).as_posix() for file in files(saves / str(step))
+        ]
+        # Those with a name of their own, the same in every checkpoint, then the arrays' data.
+        named = [name for name in every if "/d/" not in name]
+        data = [name for name in every if "/d/" in name]
+        names = named + data * count
+        name = flipped[step] = names[number]
+        file = saves / str(step) / name
         flip(file, draw.randrange(file.stat().st_size * 8))
-        flipped[step] = file.relative_to(saves / str(step)).as_posix()
-    kinds = {name.split("/d/")[0] for name in flipped.values()}
-    assert {"data.json", "experiment.json", "record.json", "digests.json"} <= kinds, kinds
-    assert {"state/_METADATA", "state/manifest.ocdbt", "tokenizer/tokenizer_lm.json"} <= kinds
-    assert {f"state/ocdbt.process_{rank}" for rank in range(processes)} <= kinds
-    said = bench.finish("broken", processes=processes)
-    assert f"resuming at step {STEPS - 31}" in said
+    assert set(named) <= set(flipped.values())
+    assert {"data.json", "experiment.json", "record.json", "digests.json"} <= set(named)
+    assert {f"state/ocdbt.process_{rank}/manifest.ocdbt" for rank in range(processes)} <= set(named)
+    said = bench.finish("flipped", processes=processes)
+    assert f"resuming at step {STEPS - count - 1}" in said
     for step, name in flipped.items():
         told = [line for line in said.splitlines() if f"checkpoints/{step}:" in line]
         assert told, (step, name, said)
         if name != "digests.json":
             assert f"file {name}" in told[0]
             assert (saves / f"{step}.damaged").is_dir()
-    assert_same(bench, "broken", "whole")
-    assert digests(bench.run("broken")) == digests(bench.run("whole"))
+    assert_same(bench, "flipped", "whole")
+    assert digests(bench.run("flipped")) == digests(bench.run("whole"))
+
+
+@pytest.mark.slow  # starts runs
+def test_one_flipped_bit_in_each_of_thirty_files_is_noticed_and_named(bench):
+    assert_flips_are_noticed(bench, processes=1, count=30)
+
+
+@pytest.mark.slow  # starts runs
+@pytest.mark.multiprocess
+def test_two_processes_notice_one_flipped_bit_in_each_of_many_files(compiled, tmp_path):
+    bench = Bench(folder=tmp_path, compiled=compiled, devices=4, data_axis=2, options=OPTIONS)
+    bench.finish("whole", processes=2)
+    assert_flips_are_noticed(bench, processes=2, count=16)
 
 
 def data_file(step: Path) -> Path:
@@ -148,50 +164,46 @@ DAMAGES: tuple[Callable[[Path], None], ...] = (
 """From the newest checkpoint on down; a whole checkpoint comes after them."""
 
 
-@pytest.mark.slow  # two runs from their start
-def test_truncated_missing_and_swapped_files_are_noticed_and_named(compiled, tmp_path):
-    bench = Bench(folder=tmp_path, compiled=compiled, options=OPTIONS)
-    bench.finish("whole")
-    saves = copied(bench, STEPS - 1)
+@pytest.mark.slow  # starts a run
+def test_truncated_missing_and_swapped_files_are_noticed_and_named(bench):
+    saves = copied(bench, "damaged")
     damaged = range(STEPS - 1, STEPS - 1 - len(DAMAGES), -1)
     # The oldest last: what is taken from the step before must be what was saved there.
     for step, damage in zip(damaged, DAMAGES, strict=True):
         damage(saves / str(step))
-    said = bench.finish("broken")
+    said = bench.finish("damaged")
     assert f"resuming at step {damaged[-1] - 1}" in said
     for step in damaged:
         assert f"checkpoints/{step}:" in said, (step, said)
-    assert_same(bench, "broken", "whole")
-    assert digests(bench.run("broken")) == digests(bench.run("whole"))
+    assert_same(bench, "damaged", "whole")
+    assert digests(bench.run("damaged")) == digests(bench.run("whole"))
     # What was set aside is named by the verb, too.
     aside = saves / f"{damaged[2]}.damaged"
-    told = lm(["inspect", aside, "--verify"], tmp_path)
-    assert data_file(aside).name in told
+    verifying = start(["inspect", aside, "--verify"], bench.folder)
+    told, _ = verifying.communicate(timeout=120)
+    assert verifying.returncode == 2
+    assert f"file state/{data_file(aside).relative_to(aside / 'state')}" in told
 
 
 @pytest.mark.slow  # starts a run
-def test_two_checkpoints_that_changed_names_are_not_taken_for_each_other(compiled, tmp_path):
-    bench = Bench(folder=tmp_path, compiled=compiled, options=OPTIONS)
-    bench.finish("whole")
-    saves = copied(bench, STEPS - 1)
+def test_two_checkpoints_that_changed_names_are_not_taken_for_each_other(bench):
+    saves = copied(bench, "renamed")
     one, two = saves / str(STEPS - 1), saves / str(STEPS - 2)
     one.rename(saves / "other")
     two.rename(one)
     (saves / "other").rename(two)
-    bench.finish("broken")
-    assert_same(bench, "broken", "whole")
+    bench.finish("renamed")
+    assert_same(bench, "renamed", "whole")
 
 
 @pytest.mark.slow  # starts a run
-def test_a_run_whose_own_experiment_rotted_goes_on_by_its_checkpoints(compiled, tmp_path):
-    bench = Bench(folder=tmp_path, compiled=compiled, options=OPTIONS)
-    bench.finish("whole")
-    copied(bench, STEPS - 1)
-    file = bench.run("broken") / "experiment.json"
+def test_a_run_whose_own_experiment_rotted_goes_on_by_its_checkpoints(bench):
+    copied(bench, "experiment")
+    file = bench.run("experiment") / "experiment.json"
     flip(file, 8 * file.read_text().index('"model"') + 1)  # a quotation mark becomes a space
-    said = bench.finish("broken")
+    said = bench.finish("experiment")
     assert str(file) in said
-    assert_same(bench, "broken", "whole")
+    assert_same(bench, "experiment", "whole")
 
 
 def restored_or_refused(run: Path, step: int, states: dict) -> bool:
