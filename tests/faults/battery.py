@@ -5,6 +5,7 @@ import itertools
 import json
 import signal
 import subprocess
+import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,6 +18,9 @@ from tests.end_to_end.conftest import CONFIG, digests, metrics, start, start_tog
 INJECT = "tests.faults.inject"
 GRACE_SECONDS = 2.0
 """How long the others of a killed or frozen process live on before they are killed too."""
+
+SILENCE_SECONDS = 8
+"""The age of a heartbeat at which a supervisor takes a process for frozen."""
 
 
 class Ended(NamedTuple):
@@ -110,6 +114,18 @@ class Bench:
         ended = over(self.start(name, processes=processes, options=options))
         assert [end.code for end in ended] == [0] * processes, ended
         return ended[0].said
+
+    def supervise(
+        self, name: str, spec: str, *, processes: int, options: tuple[str, ...] = ()
+    ) -> Ended:
+        """Run to the end under ``python -m launch local``, whatever the faults of SPEC do to it."""
+        devices = ["--processes", processes, "--devices-per-process", self.devices // processes]
+        patience = ["--back-off", "1s", "--silence", f"{SILENCE_SECONDS}s", "--grace", "2s"]
+        logs = ["--logs", self.folder / "logs" / name, "--"]
+        command = [sys.executable, "-m", INJECT, *self.words(name, spec, options)]
+        env = {"JAX_COMPILATION_CACHE_DIR": str(self.compiled)}
+        words = ["local", *devices, *patience, *logs, *command]
+        return over([start(words, self.folder, module="launch", **env)], timeout=400)[0]
 
     def kills(
         self,
