@@ -1,6 +1,6 @@
 """``python -m tests.faults.inject SPEC [--notes DIR] -- train CONFIG ...``: lm, with faults.
 
-SPEC is ``ACTION@PHASE[:STEP[:RANK]]``, several of them with commas between, or ``none``.  An action
+SPEC is ``ACTION@PHASE[:[STEP][:RANK]]``, several of them with commas between, or ``none``.  An action
 is ``kill`` (SIGKILL), ``stop`` (SIGSTOP), ``slow=SECONDS``, ``wait=FILE`` (until it is there) or
 the name of an errno (``ENOSPC``) to raise as an OSError; a phase is one of ``PHASES``.  Without a
 step a fault strikes the first time its phase is reached, without a rank on every process.  The
@@ -81,10 +81,8 @@ class Fault(NamedTuple):
     phase: str
     step: int | None
     rank: int | None
-
-    def __str__(self) -> str:
-        where = [self.phase, *(str(x) for x in (self.step, self.rank) if x is not None)]
-        return f"{self.action}@{':'.join(where)}"
+    word: str
+    """As it was asked for."""
 
 
 def parse(spec: str) -> list[Fault]:
@@ -102,8 +100,8 @@ def parse(spec: str) -> list[Fault]:
             verb in ("kill", "stop", "slow", "wait") or hasattr(errno, verb)
         ):
             raise ValueError(f"{word}: no such fault; phases are {', '.join(PHASES)}")
-        step, rank = [*(int(number) for number in numbers), None, None][:2]
-        faults.append(Fault(action, phase, step, rank))
+        step, rank = [*(int(number) if number else None for number in numbers), None, None][:2]
+        faults.append(Fault(action, phase, step, rank, word))
     return faults
 
 
@@ -116,7 +114,7 @@ class Injector:
         fired = self._note_file("fired")
         before = fired.read_text().split() if fired is not None and fired.exists() else []
         mine = [fault for fault in faults if fault.rank in (None, self.rank)]
-        self.due = [fault for fault in mine if str(fault) not in before]
+        self.due = [fault for fault in mine if fault.word not in before]
         self.step = 0
         """The step whose batch was asked for last."""
 
@@ -130,7 +128,7 @@ class Injector:
         for fault in list(self.due):
             if fault.phase == phase and fault.step in (None, step):
                 self.due.remove(fault)
-                self.note("fired", str(fault))
+                self.note("fired", fault.word)
                 strike(fault.action)
 
     def note(self, kind: str, line: str) -> None:
