@@ -1,6 +1,6 @@
 """``python -m tests.faults.inject SPEC [--notes DIR] -- train CONFIG ...``: lm, with faults.
 
-SPEC is ``ACTION@PHASE[:[STEP][:RANK]]``, several of them with commas between, or ``none``.  An action
+SPEC is ``ACTION@PHASE[:[STEP][:RANK]]``, or several with commas between, or ``none``.  An action
 is ``kill`` (SIGKILL), ``stop`` (SIGSTOP), ``slow=SECONDS``, ``wait=FILE`` (until it is there) or
 the name of an errno (``ENOSPC``) to raise as an OSError; a phase is one of ``PHASES``.  Without a
 step a fault strikes the first time its phase is reached, without a rank on every process.  The

@@ -75,5 +75,5 @@ def test_whichever_process_freezes_is_named_and_the_run_ends_as_the_undisturbed_
     assert sorted(fired(bench.notes("frozen"))) == sorted(faults), said
     assert code == 0, said
     for rank in range(processes):
-        assert f"rank {rank}" in said
+        assert f"process {rank} on" in said
     assert_same(bench, "frozen", "whole")
