@@ -112,7 +112,7 @@ class Bench:
     def finish(self, name: str, *, processes: int = 1, options: tuple[str, ...] = ()) -> str:
         """Run or go on to the end, undisturbed; what the first process said."""
         ended = over(self.start(name, processes=processes, options=options))
-        assert [end.code for end in ended] == [0] * processes, ended
+        assert [end.code for end in ended] == [0] * processes, tails(ended)
         return ended[0].said
 
     def supervise(
@@ -138,9 +138,14 @@ class Bench:
         """Go on until a fault kills or freezes its process, which it must; the same with each."""
         attempts = self.attempts(name, faults, processes=processes, options=options)
         for fault, ended in zip(faults, attempts, strict=True):
-            assert fault in fired(self.notes(name)), (fault, ended)
-            assert -signal.SIGKILL in [end.code for end in ended], ended
+            assert fault in fired(self.notes(name)), f"{fault} did not strike: {tails(ended)}"
+            assert -signal.SIGKILL in [end.code for end in ended], tails(ended)
             yield fault
+
+
+def tails(ended: list[Ended]) -> str:
+    """What processes said last."""
+    return "\n".join(f"process {n}: {end.code}\n{end.said[-1500:]}" for n, end in enumerate(ended))
 
 
 def over(joined: list[subprocess.Popen[str]], timeout: float = 240) -> list[Ended]:
