@@ -44,17 +44,20 @@ def experiment() -> Experiment:
 '''
 
 
-@pytest.fixture(scope="session")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def write_text(path: Path) -> Path:
     """Documents of made-up words, a line each."""
     draw = random.Random(0)
     words = ["".join(draw.choices("abcdefgh", k=draw.randint(2, 6))) for _ in range(60)]
-    path = tmp_path_factory.mktemp("text") / "documents.jsonl"
     with path.open("w", encoding="utf-8") as file:
         for number in range(40):
             sentence = " ".join(draw.choices(words, k=draw.randint(20, 60)))
             file.write(json.dumps({"id": f"document {number}", "text": sentence + ".\n"}) + "\n")
     return path
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_text(tmp_path_factory.mktemp("text") / "documents.jsonl")
 
 
 @pytest.fixture
@@ -70,14 +73,16 @@ def config(text: Path, tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-def start(words: list[Any], cwd: Path, devices: int = 1, **env: str) -> subprocess.Popen[str]:
-    """``lm WORDS`` in a process with so many devices."""
+def start(
+    words: list[Any], cwd: Path, devices: int = 1, module: str = "lm", **env: str
+) -> subprocess.Popen[str]:
+    """``lm WORDS`` (or another module) in a process with so many devices."""
     flags = (
         f"--xla_force_host_platform_device_count={devices} "
         "--xla_cpu_collective_call_terminate_timeout_seconds=600"
     )
     return subprocess.Popen(
-        [sys.executable, "-m", "lm", *map(str, words)],
+        [sys.executable, "-m", module, *map(str, words)],
         cwd=cwd,
         env={
             **os.environ,
@@ -107,22 +112,31 @@ def lm(words: list[Any], cwd: Path, devices: int = 1) -> str:
     return finished(start(words, cwd, devices))
 
 
-def together(words: list[Any], cwd: Path, processes: int, devices: int) -> list[str]:
-    """Run ``lm WORDS`` as several processes on loopback, with so many devices each."""
+def start_together(
+    words: list[Any], cwd: Path, processes: int, devices: int, module: str = "lm", **env: str
+) -> list[subprocess.Popen[str]]:
+    """``lm WORDS`` (or another module) in processes on loopback, with so many devices each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    joined = [
+    return [
         start(
             words,
             cwd,
             devices,
+            module,
             JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}",
             JAX_NUM_PROCESSES=str(processes),
             JAX_PROCESS_ID=str(rank),
+            **env,
         )
         for rank in range(processes)
     ]
+
+
+def together(words: list[Any], cwd: Path, processes: int, devices: int) -> list[str]:
+    """Run ``lm WORDS`` as several processes on loopback to their end; what each said."""
+    joined = start_together(words, cwd, processes, devices)
     try:
         return [finished(process) for process in joined]
     finally:
@@ -169,6 +183,7 @@ def digests(run: Path) -> dict[int, dict[str, Any]]:
     found = {
         int(file.parent.name): json.loads(file.read_text())["leaves"]
         for file in run.glob("checkpoints/*/digests.json")
+        if file.parent.name.isdigit()
     }
     return dict(sorted(found.items()))
 
