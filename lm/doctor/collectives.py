@@ -138,7 +138,7 @@ def _speed(axis: str, every: Mapping[int, Any], figures: dict[str, Any]) -> Chec
     return Check(axis, "ok", said, figures)
 
 
-def published(mesh: jax.sharding.Mesh, axis: str) -> float | None:
+def published(mesh: Any, axis: str) -> float | None:
     """Bytes a second at which a device of a TPU can send over an axis."""
     chip = chip_of(mesh.devices.flat[0])
     return None if chip is None else links((axis,), chip, mesh).bytes_per_second
@@ -254,7 +254,7 @@ def _rate(
     took = [_timed(run, x) for _ in range(2)][1]  # the first one compiles
     # All must call it as often as one another: process 0 says how often the time allows.
     often = max(1, min(TIMES, math.floor(seconds / 2 / took)))
-    often = exchange.announce(f"often/{axis}/{kind}", often, 10)
+    often = exchange.announce(f"often/{axis}/{kind}", often, 10.0)
     if often is None:
         raise TimeoutError("process 0 does not say how often to measure")
     found = sorted(wire / _timed(run, x) for _ in range(often))

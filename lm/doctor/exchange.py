@@ -5,7 +5,7 @@ So that what is wrong with devices, or with the processes' versions of everythin
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, runtime_checkable
 
@@ -34,9 +34,16 @@ class Client(Protocol):
 class Exchange:
     """What this process tells the others, and hears of them."""
 
-    def __init__(self, client: Client | None = None, rank: int = 0, count: int = 1) -> None:
-        """Without a client there is one process, which hears itself."""
-        self.client, self.rank, self.count = client, rank, count
+    def __init__(
+        self,
+        client: Client | None = None,
+        rank: int = 0,
+        count: int = 1,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Without a client there is one process, which hears itself; ``clock`` is the host's."""
+        self.client, self.rank, self.count, self.clock = client, rank, count, clock
         self.hosts: dict[int, str] = {}
         """Rank -> host, as far as it is known."""
         self.silent: set[int] = set()
@@ -84,7 +91,7 @@ class Exchange:
                 if self._get(f"clock/{self.rank}/{turn}", seconds) is None:
                     break
                 self.client.key_value_set(
-                    f"{ROOM}/clock/{self.rank}/{turn}/told", json.dumps(time.time())
+                    f"{ROOM}/clock/{self.rank}/{turn}/told", json.dumps(self.clock())
                 )
             return {}
         others = [rank for rank in range(1, self.count) if rank not in self.silent]
@@ -105,11 +112,11 @@ class Exchange:
     def _clock(self, rank: int, seconds: float) -> tuple[float, float] | None:
         best: tuple[float, float] | None = None
         for turn in range(ROUNDS):
-            before = time.time()
+            before = self.clock()
             if self.client is not None:
                 self.client.key_value_set(f"{ROOM}/clock/{rank}/{turn}", "0")
             told = self._get(f"clock/{rank}/{turn}/told", seconds)
-            after = time.time()
+            after = self.clock()
             if told is None:
                 break
             found = (told - (before + after) / 2, (after - before) / 2)
