@@ -117,7 +117,7 @@ from text to a model that the world can read:
   lm export runs/quickstart exported/
 
 lm VERB --help says more.  Exit codes: 0 done, 2 a mistake that you can mend, 3 a plan
-that does not fit, 1 a bug of ours.
+that does not fit, 1 a bug of ours (of lm doctor: something is wrong).
 """
 
 

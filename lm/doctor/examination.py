@@ -1,9 +1,10 @@
 """All that the doctor looks at, in its order."""
 
+import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,8 +72,10 @@ def look(asked: Asked) -> Findings:
         case = Case(asked, between_all(), Patience(asked.seconds), joined=True)
     try:
         checks += examine(case.parts(), case.exchange, case.patience)
-    finally:
-        _tidy(case)
+    except BaseException:  # Ctrl-C, SIGTERM
+        _tidy(case, case.scratch.close, case.scratch.leave)
+        raise
+    _tidy(case, case.scratch.close)
     exchange, hangs = case.exchange, bool(patience.stuck or case.patience.stuck)
     every = exchange.gather("hangs", hangs, LAST_WORD)
     verdict = (
@@ -80,17 +83,17 @@ def look(asked: Asked) -> Findings:
         any(told is not False for told in every.values()),
     )
     ok, hangs = exchange.announce("verdict", verdict, asked.seconds) or (False, True)
+    _tidy(case, case.scratch.leave)  # all have taken their files away, or nobody can
     # Nobody ends before all have heard: the first one's end would be taken for a failure.
     exchange.gather("heard", value=True, seconds=LAST_WORD)
     return Findings(checks, ok, exchange.rank == 0, exchange.count, hangs)
 
 
-def _tidy(case: "Case") -> None:
-    """Take the scratch files away, unless the storage hangs."""
-    try:
-        case.patience.run("tidying up", case.scratch.close, 5.0)
-    except Exception:  # what hangs was told of already
-        return
+def _tidy(case: "Case", *works: Callable[[], None]) -> None:
+    """Do what leaves no trace, unless the storage hangs."""
+    for work in works:
+        with contextlib.suppress(Exception):  # what hangs was told of already
+            case.patience.run("tidying up", work, LAST_WORD)
 
 
 class Case:

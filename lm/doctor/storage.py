@@ -43,7 +43,10 @@ class DamagedError(Exception):
 
 
 class Scratch:
-    """The files of a doctor in a folder, which is made if need be; ``close`` leaves no trace."""
+    """The files of a doctor in a folder, which is made if need be.
+
+    ``close`` takes the files away, and ``leave`` the folders, once all processes have closed.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Nothing is made yet."""
@@ -80,15 +83,18 @@ class Scratch:
                     path.unlink()
 
     def close(self) -> None:
-        """Take everything away again."""
+        """Take the files away again, also under one that still writes."""
         self.stopped = True  # who writes stops at the next block
         with self._lock:
             for path in self._files:
                 with contextlib.suppress(OSError):
                     path.unlink()
-            for folder in self._made:  # the innermost first
-                with contextlib.suppress(OSError):  # others put something there
-                    folder.rmdir()
+
+    def leave(self) -> None:
+        """Take the folders away that were made and in which nothing came to be."""
+        for folder in self._made:  # the innermost first
+            with contextlib.suppress(OSError):  # others put something there
+                folder.rmdir()
 
 
 def facts(scratch: Scratch, exchange: Exchange, need_bytes: int, seconds: float) -> dict[str, Any]:

@@ -17,7 +17,7 @@ TINY = str(Path(__file__).parents[2] / "configs" / "smoke" / "tiny.py")
 PLANTED = """
 import os, sys, time
 from lm.doctor import collectives, versions
-second = os.environ["JAX_PROCESS_ID"] == "1"
+second = os.environ.get("JAX_PROCESS_ID") == "1"
 """
 RUN = """
 from lm.cli.main import main
@@ -42,25 +42,30 @@ if second:
 """
 
 
+def started(words, planted: str, cwd: Path, **env: str) -> subprocess.Popen:
+    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    return subprocess.Popen(
+        [sys.executable, "-c", PLANTED + planted + RUN, "doctor", *words],
+        cwd=cwd,
+        env={**os.environ, **flags, **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 def start(words, planted: str, cwd: Path, processes: int = 2) -> list[subprocess.Popen]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     return [
-        subprocess.Popen(
-            [sys.executable, "-c", PLANTED + planted + RUN, "doctor", *words],
-            cwd=cwd,
-            env={
-                **os.environ,
-                "JAX_PLATFORMS": "cpu",
-                "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-                "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
-                "JAX_NUM_PROCESSES": str(processes),
-                "JAX_PROCESS_ID": str(rank),
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+        started(
+            words,
+            planted,
+            cwd,
+            JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}",
+            JAX_NUM_PROCESSES=str(processes),
+            JAX_PROCESS_ID=str(rank),
         )
         for rank in range(processes)
     ]
@@ -144,7 +149,7 @@ def test_one_that_is_stopped_leaves_nothing(tmp_path):
 from lm.doctor import storage
 storage.hashlib = type("h", (), {"sha256": lambda block: time.sleep(60)})
 """
-    (process,) = start(["--runs", "runs"], slow, tmp_path, processes=1)
+    process = started(["--runs", "runs"], slow, tmp_path)
     end = time.monotonic() + 60
     while not list(tmp_path.glob("runs/.doctor-*")) and time.monotonic() < end:
         time.sleep(0.02)

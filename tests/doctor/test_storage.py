@@ -34,6 +34,7 @@ def looked(runs, need: int = 0):
         told = storage.facts(scratch, Exchange(), need, 20.0)
     finally:
         scratch.close()
+        scratch.leave()
     (check,) = storage.judge({0: told}, names)
     return check
 
@@ -135,6 +136,9 @@ def test_who_does_not_see_what_process_0_writes_is_named(tmp_path, together, mon
         told = storage.facts(scratch, exchange, 0, 20.0)
         every = exchange.gather("told", told, 20.0)
         scratch.close()
+        exchange.gather("closed", None, 20.0)
+        exchange.announce("all closed", None, 20.0)
+        scratch.leave()
         return list(storage.judge(every, names)) if exchange.rank == 0 else None
 
     _, shared = together(work, 3)[0]
@@ -150,6 +154,9 @@ def test_all_that_see_one_folder_are_well(tmp_path, together):
         told = storage.facts(scratch, exchange, 0, 20.0)
         every = exchange.gather("told", told, 20.0)
         scratch.close()
+        exchange.gather("closed", None, 20.0)
+        exchange.announce("all closed", None, 20.0)
+        scratch.leave()
         return list(storage.judge(every, names)) if exchange.rank == 0 else None
 
     assert together(work, 2)[0][1].status == "ok"
@@ -178,6 +185,7 @@ def test_one_that_is_stopped_while_it_writes_leaves_nothing(tmp_path, monkeypatc
     thread.start()
     assert writing.wait(10)
     scratch.close()
+    scratch.leave()
     assert list(tmp_path.iterdir()) == []
     go_on.set()
     thread.join(10)
