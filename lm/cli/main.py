@@ -122,8 +122,8 @@ def _look_first(arguments: argparse.Namespace, rest: list[str]) -> None:
     override = import_module("lm.cli.overrides").override
     arguments.experiment = override(arguments.given, rest)
     arguments.words = rest
-    if arguments.verb == "plan":
-        return  # its devices are elsewhere
+    if arguments.verb in ("plan", "doctor"):
+        return  # its devices are elsewhere; what is wrong with them is the doctor's to tell
     program_of = import_module("lm.cli.shapes").program_of
     arguments.program = program_of(arguments.experiment, joined=arguments.verb == "train")
 
