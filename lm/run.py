@@ -451,14 +451,13 @@ class Run:
         _write(self.folder / "samples.json", kept)
 
     def finish_saving(self, step: int) -> None:
-        """Wait until the last save is whole; nothing is done together any more after that.
+        """Wait until the last save is whole.
 
         Raises:
             CheckpointError: it failed; the ones before it are untouched.
         """
         if self.store is not None:
             self.store.wait()
-        distributed.finish()
         self.activity("done", step)
         self._account(step, finished=step >= self.experiment.training.steps)
         if self.track is not None:

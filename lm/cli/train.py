@@ -21,6 +21,7 @@ from lm.parallel import distributed
 from lm.parallel.agree import Agreement
 from lm.parallel.mesh import describe
 from lm.track.format import count, duration, grouped
+from lm.track.goodput import in_words
 from lm.train import maintenance
 from lm.train.program import Program
 from lm.train.stopping import Stop, signals
@@ -30,6 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Train; returns the exit code."""
     with people(arguments.json):
         figures = _train(arguments)
+    distributed.finish()
     if jax.process_index() == 0:
         write_json(arguments.json, figures)
     return 0
@@ -80,6 +82,7 @@ def _train(arguments: argparse.Namespace) -> dict[str, Any]:
             say(f"finished   {step - first:,} steps in {duration(seconds)}{told}")
             run.show_samples(say)
         report = run.report(step)
+    say(f"goodput    {in_words(figures['goodput'])}")
     if report is not None:
         say(f"report     {report}")
     say(f"checkpoint {figures['checkpoint']}")

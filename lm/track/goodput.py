@@ -14,6 +14,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
+from lm.track.format import duration, percent
+
 logger = logging.getLogger(__name__)
 
 LIVES = "lives.jsonl"
@@ -154,3 +156,11 @@ def shares(parts: Mapping[str, float]) -> dict[str, float]:
     """Each part of the whole, to four digits after the point; 0 of nothing."""
     whole = sum(parts.values())
     return {part: round(seconds / whole, 4) if whole else 0.0 for part, seconds in parts.items()}
+
+
+def in_words(parts: Mapping[str, float]) -> str:
+    """The shares of what took at least one in two hundred, ``productive`` first."""
+    found = {part: share for part, share in shares(parts).items() if share >= 0.005}
+    rest = sorted(found.items(), key=lambda entry: (entry[0] != "productive", -entry[1]))
+    told = ", ".join(f"{part.replace('_', ' ')} {percent(share)}" for part, share in rest)
+    return f"{told} of {duration(sum(parts.values()))}" if told else "nothing was done yet"

@@ -104,3 +104,27 @@ def test_the_time_of_a_run_that_was_killed_is_accounted_for(config, tmp_path):
     assert wall - 6 < sum(told.values()) < wall
     print(f"{wall:.1f} s: {told}")
     assert "Where the time went" in (folder / "report.html").read_text()
+
+
+def test_processes_that_find_the_run_finished_end_well_together(config, tmp_path):
+    words = ["train", config(), "--runs", tmp_path / "runs", "--training.steps", "4"]
+    ended(begin(words, tmp_path, 2))
+    said, _ = ended(begin(words, tmp_path, 2))
+    assert "is finished: step 4" in said[0]
+    assert "gone" not in said[0] + said[1]
+
+
+def test_the_mistake_of_one_process_ends_all_with_its_words_and_code(config, tmp_path):
+    """Only the first one takes the run's folder, where another training sits already."""
+    words = ["train", config(), "--runs", tmp_path / "runs", *LONG]
+    alone = start(words, tmp_path)
+    try:
+        while not read_lives(tmp_path / "runs" / "run" / "lives.jsonl"):
+            assert alone.poll() is None, alone.communicate()[0]
+            time.sleep(0.05)
+        said, _ = ended(begin(words, tmp_path, 2), code=2)
+    finally:
+        alone.kill()
+        alone.communicate()
+    assert all("is being trained already" in text for text in said)
+    assert "Traceback" not in said[0] + said[1]

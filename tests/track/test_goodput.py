@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from lm.track.goodput import PARTS, Lives, account, read_lives, shares
+from lm.track.goodput import PARTS, Lives, account, in_words, read_lives, shares
 from lm.track.report import write_report
 from lm.train.activity import Activity
 
@@ -129,3 +129,9 @@ def test_the_report_shows_seconds_and_shares(tmp_path):
 
 def test_shares_of_nothing_are_nothing():
     assert set(shares(dict.fromkeys(PARTS, 0.0)).values()) == {0.0}
+
+
+def test_in_words_the_productive_part_comes_first_and_specks_are_left_out():
+    parts = dict.fromkeys(PARTS, 0.0) | {"restart": 40.0, "productive": 30.0, "data_wait": 29.9}
+    parts["lost"] = 0.1
+    assert in_words(parts) == "productive 30 %, restart 40 %, data wait 30 % of 1 min 40 s"
