@@ -39,11 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _train(arguments: argparse.Namespace) -> dict[str, Any]:
     program: Program = arguments.program
-    chosen: Experiment = arguments.experiment
-    if arguments.name is not None:
-        chosen = replace(chosen, name=arguments.name)
-    if arguments.on_spike is not None:
-        chosen = replace(chosen, guard=replace(chosen.guard, on_spike=arguments.on_spike))
+    chosen = _chosen(arguments)
     say = print if jax.process_index() == 0 else lambda *_: None
     _tell_changes(arguments.given, chosen, say)
     run = runs.Run(chosen, program, Path(arguments.runs), jax.devices(), arguments.started)
@@ -87,6 +83,16 @@ def _train(arguments: argparse.Namespace) -> dict[str, Any]:
         say(f"report     {report}")
     say(f"checkpoint {figures['checkpoint']}")
     return figures
+
+
+def _chosen(arguments: argparse.Namespace) -> Experiment:
+    """The config with the options that stand for parts of it."""
+    chosen: Experiment = arguments.experiment
+    if arguments.name is not None:
+        chosen = replace(chosen, name=arguments.name)
+    if arguments.on_spike is not None:
+        chosen = replace(chosen, guard=replace(chosen.guard, on_spike=arguments.on_spike))
+    return chosen
 
 
 def _tell_changes(given: Experiment, chosen: Experiment, say: Any) -> None:
