@@ -179,7 +179,8 @@ class Peers:
         self._selector.close()
 
     def _accept(self) -> None:
-        assert self._server is not None
+        if self._server is None:
+            return
         try:
             connection, _ = self._server.accept()
         except OSError:
@@ -191,7 +192,7 @@ class Peers:
         messages = line.hear()
         if messages is None:
             self._drop(line)
-            if line.who is not None and not line.left:
+            if not line.left:
                 self._lost(line, "its connection broke: it was killed, or it crashed")
             return
         for message in messages:
@@ -213,9 +214,8 @@ class Peers:
             line.silent += 1
             if line.silent > self.silence and not line.left:
                 self._drop(line)
-                if line.who is not None:
-                    self._lost(line, f"nothing was heard of it for {self.silence} s: it is frozen, "
-                               "or the network between is broken")  # fmt: skip
+                self._lost(line, f"nothing was heard of it for {self.silence} s: it is frozen, "
+                           "or the network between is broken")  # fmt: skip
 
     def _drop(self, line: _Line) -> None:
         with self._lock:
@@ -224,7 +224,8 @@ class Peers:
         line.socket.close()
 
     def _lost(self, line: _Line, why: str) -> None:
-        assert line.who is not None
+        if line.who is None:  # it never said who it is: no process of this run
+            return
         text = (
             f"process {line.who['rank']} of {self.count} on {line.who['host']} is gone ({why}); no "
             "step can be made without it. Look at its last lines; the same command, started "
