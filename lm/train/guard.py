@@ -7,9 +7,10 @@ numbers on every process.
 The rule: a value spikes where it is more than ``deviations`` robust standard deviations above the
 median of the last ``window`` finite values; a robust standard deviation is 1.4826 times the median
 distance from the median (Hampel 1974; Leys et al. 2013 on why not the mean and its deviation, which
-a spike shifts itself), and no less than a hundredth of the median, so that a quiet series is no
-cause for alarm.  128 steps and six deviations are those of OLMo 2's skipped steps (arXiv:2501.00656
-and its code), which uses mean and standard deviation.  Until half a window is known nothing spikes.
+a spike shifts itself), and no less than a share of the median, so that a quiet series is no cause
+for alarm; the norms of small runs more than double now and then, without harm.  128 steps and six
+deviations are those of SkipStepOptimizer in OLMo-core, which trained OLMo 2 (arXiv:2501.00656) and
+goes by mean and standard deviation.  Until half a window is known nothing spikes.
 """
 
 import math
@@ -30,7 +31,7 @@ LAG = 2
 """The host has read the metrics of step n - 2, and perhaps no later ones, when step n begins."""
 TO_DEVIATION = 1.4826
 """From the median distance to the median, to the standard deviation of normal noise."""
-LEAST = 0.01
+LEAST = {"loss": 0.01, "gradient_norm": 0.3}
 """The least standard deviation, as a share of the median."""
 
 
@@ -123,7 +124,11 @@ class Watch:
         if 2 * len(known) < self.guard.window:
             return np.full(len(JUDGED), np.inf, np.float32)
         _, *series = zip(*known, strict=True)
-        return np.asarray([limit(values, self.guard.deviations) for values in series], np.float32)
+        most = [
+            limit(values, self.guard.deviations, LEAST[name])
+            for name, values in zip(JUDGED, series, strict=True)
+        ]
+        return np.asarray(most, np.float32)
 
     def hear(self, step: int, values: Mapping[str, float]) -> Finding | None:
         """Take a step's metrics, in the order of steps; what is wrong with them."""
@@ -150,12 +155,12 @@ class Watch:
 COUNTS = ("skips", "in_a_row", "spikes", "rollbacks")
 
 
-def limit(values: Iterable[float], deviations: float) -> float:
+def limit(values: Iterable[float], deviations: float, least: float) -> float:
     """The value at which a spike begins after these; the rule stands above."""
     known = list(values)
     middle = statistics.median(known)
     distance = statistics.median(abs(value - middle) for value in known)
-    return middle + deviations * max(TO_DEVIATION * distance, LEAST * abs(middle))
+    return middle + deviations * max(TO_DEVIATION * distance, least * abs(middle))
 
 
 @jax.jit

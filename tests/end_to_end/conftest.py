@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,15 +74,19 @@ def config(text: Path, tmp_path: Path) -> Callable[..., Path]:
 
 
 def start(
-    words: list[Any], cwd: Path, devices: int = 1, module: str = "lm", **env: str
+    words: list[Any],
+    cwd: Path,
+    devices: int = 1,
+    program: Sequence[Any] = ("-m", "lm"),
+    **env: str,
 ) -> subprocess.Popen[str]:
-    """``lm WORDS`` (or another module) in a process with so many devices."""
+    """``lm WORDS`` in a process with so many devices; ``program`` may be a script in its place."""
     flags = (
         f"--xla_force_host_platform_device_count={devices} "
         "--xla_cpu_collective_call_terminate_timeout_seconds=600"
     )
     return subprocess.Popen(
-        [sys.executable, "-m", module, *map(str, words)],
+        [sys.executable, *map(str, (*program, *words))],
         cwd=cwd,
         env={
             **os.environ,
@@ -113,9 +117,14 @@ def lm(words: list[Any], cwd: Path, devices: int = 1) -> str:
 
 
 def start_together(
-    words: list[Any], cwd: Path, processes: int, devices: int, module: str = "lm", **env: str
+    words: list[Any],
+    cwd: Path,
+    processes: int,
+    devices: int,
+    program: Sequence[Any] = ("-m", "lm"),
+    **env: str,
 ) -> list[subprocess.Popen[str]]:
-    """``lm WORDS`` (or another module) in processes on loopback, with so many devices each."""
+    """``lm WORDS`` (or another program) in processes on loopback, with so many devices each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -124,7 +133,7 @@ def start_together(
             words,
             cwd,
             devices,
-            module,
+            program,
             JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}",
             JAX_NUM_PROCESSES=str(processes),
             JAX_PROCESS_ID=str(rank),
@@ -134,9 +143,15 @@ def start_together(
     ]
 
 
-def together(words: list[Any], cwd: Path, processes: int, devices: int) -> list[str]:
+def together(
+    words: list[Any],
+    cwd: Path,
+    processes: int,
+    devices: int,
+    program: Sequence[Any] = ("-m", "lm"),
+) -> list[str]:
     """Run ``lm WORDS`` as several processes on loopback to their end; what each said."""
-    joined = start_together(words, cwd, processes, devices)
+    joined = start_together(words, cwd, processes, devices, program)
     try:
         return [finished(process) for process in joined]
     finally:

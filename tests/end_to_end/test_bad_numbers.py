@@ -17,7 +17,7 @@ from lm.cli.main import main
 from lm.config import from_plain
 from lm.data.loader import Loader
 from lm.experiment import Experiment
-from tests.end_to_end.conftest import digests, metrics
+from tests.end_to_end.conftest import digests, finished, metrics, start, together
 
 CONFIG = '''"""A small model on synthetic tokens."""
 
@@ -195,7 +195,8 @@ def test_a_run_that_goes_back_ends_as_one_that_never_saw_the_data(
     monkeypatch.setattr(
         Loader, "numbers", lambda self, at: numbers(replace(self, skipped=((128, 144),)), at)
     )
-    assert train("other")[0] == 0
+    # Steps that are computed twice change no bit either.
+    assert train("other", "--guard.recompute_every", "5")[0] == 0
     assert digests(run) == digests(other)
     counts = ("train/spikes", "train/skips")
     seen = [
@@ -212,3 +213,56 @@ def test_a_run_that_would_go_back_for_ever_ends(train, bad, tmp_path):
     assert code == 2
     assert "after the run went back 1 times (guard.rollbacks)" in said
     assert sorted(digests(tmp_path / "runs" / "run")) == [4, 8, 12, 16]
+
+
+PLANTED = """
+import sys
+
+import numpy as np
+
+from lm.cli.main import main
+from lm.data.loader import Loader
+
+right = Loader.batch
+
+
+def batch(self, position):
+    made = right(self, position)
+    for at, number in enumerate(self.numbers(position)[self._rows].tolist()):
+        if number == 75:
+            made.weights[at, 3] = np.inf
+        if 136 <= number < 144:
+            made.targets[at] = 300 + number % 8
+    return made
+
+
+Loader.batch = batch
+sys.exit(main(sys.argv[1:]))
+"""
+"""``lm`` with a bad sample in step 10 and a spike in step 18."""
+
+
+@pytest.mark.multiprocess
+def test_two_processes_skip_and_go_back_together(tmp_path):
+    """One of them alone has the bad row; what they make is what one process makes."""
+    config, script = tmp_path / "config.py", tmp_path / "planted.py"
+    config.write_text(CONFIG)
+    script.write_text(PLANTED)
+    runs = tmp_path / "runs"
+    words = ["train", config, "--runs", runs, "--on-spike", "rollback", "--name"]
+    one = finished(start([*words, "one"], tmp_path, 4, program=[script]))
+    both = together([*words, "two"], tmp_path, 2, 2, program=[script])
+    for said in (one, both[0]):
+        assert "step 10: " in said
+        assert "back at step 16; samples 128 to 143" in said
+    assert not (runs / "two" / "bad_batches" / "9.json").exists()
+    for name in ("10.json", "18.json"):
+        told = [
+            json.loads((runs / run / "bad_batches" / name).read_text()) for run in ("one", "two")
+        ]
+        assert told[0]["rows"] == told[1]["rows"]
+    for name in ("skipped", "skips", "spikes"):
+        assert value(runs / "two", name) == value(runs / "one", name)
+    assert value(runs / "two", "loss")[24] == pytest.approx(
+        value(runs / "one", "loss")[24], rel=1e-5
+    )

@@ -68,8 +68,8 @@ def test_nothing_spikes_before_half_a_window_is_known():
 
 def test_the_limit_is_the_median_and_so_many_robust_deviations():
     values = [1.0, 2.0, 3.0, 4.0, 100.0]
-    assert limit(values, 2.0) == pytest.approx(3 + 2 * 1.4826)
-    assert limit([5.0] * 9, 6.0) == pytest.approx(5.3)  # a hundredth at the least
+    assert limit(values, 2.0, 0.01) == pytest.approx(3 + 2 * 1.4826)
+    assert limit([5.0] * 9, 6.0, 0.01) == pytest.approx(5.3)
 
 
 def test_limits_follow_from_steps_that_are_known_in_time_whatever_else_is_known():

@@ -203,10 +203,14 @@ def test_bfloat16_compute_keeps_float32_master_weights_and_comes_close():
 SKIPPING = [(Mesh(fsdp=1), 1, 1), (Mesh(fsdp=1), 1, 2), (Mesh(data=2, fsdp=2, tensor=2), 8, 2)]
 
 
-def adam_program(mesh, devices, pieces=1, model=tiny_gpt2):
+@cache
+def adam_program(mesh, devices, pieces=1):
+    return adam(place(tiny_gpt2(), mesh, devices), pieces)
+
+
+def adam(placed, pieces=1):
     training = Training(steps=9, sequences=ROWS, length=LENGTH, microbatches=pieces)
-    rates = Cosine(peak=1e-2, warmup=4)
-    return build_program(place(model(), mesh, devices), CausalLm(), AdamW(schedule=rates), training)
+    return build_program(placed, CausalLm(), AdamW(schedule=Cosine(peak=1e-2, warmup=4)), training)
 
 
 def parts(state):
@@ -273,7 +277,8 @@ def test_leaving_updates_out_costs_next_to_no_memory(monkeypatch, devices, share
     """
 
     def compiled():
-        program = adam_program(Mesh(fsdp=devices), devices, model=tiny_llama)
+        placed = place(tiny_llama(), Mesh(fsdp=devices), devices, Execution(scan="scan"))
+        program = adam(placed)
         return program.step.lower(program.state, program.batch).compile().memory_analysis()
 
     guarded = compiled()
