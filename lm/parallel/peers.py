@@ -213,8 +213,8 @@ class Peers:
             if line.silent > self.silence and not line.left:
                 self._drop(line)
                 if line.who is not None:
-                    self._lost(line.who, f"nothing was heard of it for {self.silence} s: it is frozen, "
-                               "or the network between is broken")  # fmt: skip
+                    why = f"nothing was heard of it for {self.silence} s: frozen, or cut off"
+                    self._lost(line.who, why)
 
     def _drop(self, line: _Line) -> None:
         with self._lock:
