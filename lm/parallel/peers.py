@@ -164,10 +164,10 @@ class Peers:
         tick = time.monotonic() + 1
         while not self._over.is_set():
             for key, _ in self._selector.select(max(0.0, tick - time.monotonic())):
-                if key.data is None:
-                    self._accept()
-                else:
+                if isinstance(key.data, _Line):
                     self._hear(key.data)
+                elif self._server is not None:
+                    self._accept(self._server)
             if time.monotonic() >= tick:
                 # Its own ticks, not a clock: one that was itself stopped blames nobody.
                 tick = time.monotonic() + 1
@@ -178,11 +178,9 @@ class Peers:
             self._server.close()
         self._selector.close()
 
-    def _accept(self) -> None:
-        if self._server is None:
-            return
+    def _accept(self, server: socket.socket) -> None:
         try:
-            connection, _ = self._server.accept()
+            connection, _ = server.accept()
         except OSError:
             return
         connection.settimeout(0.0)
@@ -192,8 +190,8 @@ class Peers:
         messages = line.hear()
         if messages is None:
             self._drop(line)
-            if not line.left:
-                self._lost(line, "its connection broke: it was killed, or it crashed")
+            if line.who is not None and not line.left:
+                self._lost(line.who, "its connection broke: it was killed, or it crashed")
             return
         for message in messages:
             if line.who is None:
@@ -214,8 +212,9 @@ class Peers:
             line.silent += 1
             if line.silent > self.silence and not line.left:
                 self._drop(line)
-                self._lost(line, f"nothing was heard of it for {self.silence} s: it is frozen, "
-                           "or the network between is broken")  # fmt: skip
+                if line.who is not None:
+                    why = f"nothing was heard of it for {self.silence} s: frozen, or cut off"
+                    self._lost(line.who, why)
 
     def _drop(self, line: _Line) -> None:
         with self._lock:
@@ -223,11 +222,9 @@ class Peers:
         self._selector.unregister(line.socket)
         line.socket.close()
 
-    def _lost(self, line: _Line, why: str) -> None:
-        if line.who is None:  # it never said who it is: no process of this run
-            return
+    def _lost(self, who: dict[str, Any], why: str) -> None:
         text = (
-            f"process {line.who['rank']} of {self.count} on {line.who['host']} is gone ({why}); no "
+            f"process {who['rank']} of {self.count} on {who['host']} is gone ({why}); no "
             "step can be made without it. Look at its last lines; the same command, started "
             "again everywhere, goes on from the last checkpoint."
         )
