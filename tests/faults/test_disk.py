@@ -8,7 +8,6 @@ read-only or failing disk, is raised at a fault point.
 import errno
 import os
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,34 +78,31 @@ def test_a_run_trains_on_while_its_disk_is_full_for_a_time(bench, small, disk):
     """Room is made two steps before the end, while the run goes on."""
     gate, watched = bench.folder / "gate", f"wait={bench.folder / 'gate'}@data:{STEPS - 1}"
 
-    def make_room() -> None:
-        end = time.monotonic() + 120
-        while watched not in fired(bench.notes("broken")) and time.monotonic() < end:
-            time.sleep(0.05)
-        resize(disk, LARGE)
-        gate.touch()
-
-    helper = threading.Thread(target=make_room)
-    helper.start()
-    ended = over(bench.start("broken", watched))[0]
+    joined = bench.start("broken", watched)
+    while watched not in fired(bench.notes("broken")) and joined[0].poll() is None:
+        time.sleep(0.05)
+    resize(disk, LARGE)
     gate.touch()
-    helper.join()
+    ended = over(joined)[0]
     assert watched in fired(bench.notes("broken")), ended.said
     assert ended.code == 0, ended.said
     assert "cannot be saved" in ended.said or "could not be saved" in ended.said
     assert_same(bench, "broken", "whole")
 
 
-@pytest.mark.parametrize("phase", ["save_folder", "save_data", "save_commit", "save_digests"])
-@pytest.mark.parametrize("name", ["EROFS", "EIO"])
-def test_a_save_that_fails_once_is_told_and_costs_no_more_than_itself(name, phase, bench):
-    """One run for each would cost minutes: every error strikes at one phase and another."""
-    if (name == "EIO") == (phase in ("save_folder", "save_commit")):
-        pytest.skip("the other error strikes here")
-    run = f"{name}-{phase}"
-    ended = over(bench.start(run, f"{name}@{phase}:6"))[0]
-    assert f"{name}@{phase}:6" in fired(bench.notes(run))
-    assert os.strerror(getattr(errno, name)) in ended.said, ended.said
+def test_saves_that_fail_once_are_told_and_cost_no_more_than_themselves(bench):
+    """At four places: where the folder is made, in the background, and before it is made whole."""
+    faults = [
+        "EROFS@save_folder:4",
+        "EIO@save_data:6",
+        "EROFS@save_commit:8",
+        "EIO@save_digests:10",
+    ]
+    ended = over(bench.start("failing", ",".join(faults)))[0]
     assert ended.code == 0, ended.said
-    assert set(digests(bench.run("whole"))) - set(digests(bench.run(run))) <= {6}
-    assert_same(bench, run, "whole")
+    assert fired(bench.notes("failing")) == faults
+    for error in (errno.EROFS, errno.EIO):
+        assert os.strerror(error) in ended.said, ended.said
+    lost = set(digests(bench.run("whole"))) - set(digests(bench.run("failing")))
+    assert lost <= {4, 6, 8, 10}
+    assert_same(bench, "failing", "whole")
