@@ -66,6 +66,7 @@ def look(asked: Asked) -> Findings:
         "port; JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID must agree.",
     )
     checks = examine([joining], Exchange(), patience)
+    distributed.finish()  # one that is gone is not the end of this, but what is to be told
     if any(check.status == "WRONG" for check in checks):
         case = Case(asked, Exchange(), patience, joined=False)
     else:
