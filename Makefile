@@ -3,6 +3,7 @@
 # make check        static checks: format, lint, types, import contracts, spelling
 # make test-all     everything, the slow, parity and multi-process tests too
 # make bench        benchmarks that fit this machine
+# make soak         disturb runs at random: MINUTES=10 SEED=7; ROUND=3 repeats one round
 # make goldens      plan the recipes again and rewrite their golden plans (Python 3.12 or later)
 #
 # PYTHON=python3.12 make quickstart   uses another interpreter (3.11 or later)
@@ -19,7 +20,7 @@ echo "Check the network or proxy, or point pip at a mirror (PIP_INDEX_URL), and 
 exit 2
 endef
 
-.PHONY: quickstart install test test-all check bench goldens clean
+.PHONY: quickstart install test test-all check bench soak goldens clean
 
 # Large pages spare XLA most of its page faults on a CPU; the time that they cost is in the noise.
 quickstart: install
@@ -44,6 +45,12 @@ bench: $(VENV)/installed-parity
 	$(BIN)/python tests/benchmarks/step.py
 	$(BIN)/python tests/benchmarks/loader.py
 	$(BIN)/python tests/benchmarks/startup.py
+
+# It prints its seed; a round that went wrong:  make soak SEED=7 ROUND=3
+MINUTES ?= 10
+soak: $(VENV)/installed-dev
+	$(BIN)/python -m tests.faults.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) \
+	  $(if $(ROUND),--round $(ROUND))
 
 # Another Python than that of .venv:  make goldens PYTHON=python3.13 VENV=.venv-plan
 goldens: $(VENV)/installed-plan

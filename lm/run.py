@@ -1,8 +1,10 @@
 """A run on disk and on the devices: opened, compared, restored, trained, closed."""
 
 import contextlib
+import functools
 import json
 import os
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -11,7 +13,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from lm import assemble
 from lm.batch import Params
@@ -34,23 +35,28 @@ from lm.experiment import Experiment
 from lm.generate.sampling import Sampler
 from lm.generate.text import complete
 from lm.opened import open_for_generation, writer_of
+from lm.parallel import distributed
 from lm.parallel.place import own_rows, to_global
 from lm.track.format import rate
+from lm.track.goodput import LIVES, Lives, account, read_lives
 from lm.track.report import write_report
 from lm.track.tracker import Fanout
 from lm.train import loop
+from lm.train.activity import Activity
 from lm.train.guarded import Guarded, RollBackError
+from lm.train.heartbeat import write_heartbeat
 from lm.train.judge import Judge
 from lm.train.loop import Job, Times
 from lm.train.memory import bytes_on_device, compiled_bytes, device_memory, refuse_beyond
 from lm.train.program import Program, parameter_count
 from lm.train.state import TrainState
+from lm.train.stopping import needed
 from lm.train.throughput import memory_peak_gib, peak_flops, speed
+from lm.train.ticker import Ticker
+from lm.train.watchdog import Watchdog
 
 Say = Callable[[str], None]
 SUMMARY = "summary.json"
-AGREE_EVERY = 8
-"""Steps between two looks of all processes at whether one of them was asked to stop."""
 FIXED = ("model", "objective", "data", "tokenizer", "prepare", "training.seed",
          "training.sequences", "training.length")  # fmt: skip
 """What a resumed run must have in common with the run it resumes."""
@@ -60,9 +66,22 @@ class Run:
     """One run on disk and on the devices, from its first look at the folder to its last save."""
 
     def __init__(
-        self, experiment: Experiment, program: Program, runs: Path, devices: Sequence[Any]
+        self,
+        experiment: Experiment,
+        program: Program,
+        runs: Path,
+        devices: Sequence[Any],
+        began: float | None = None,
     ) -> None:
-        """Shapes alone: nothing is read, written or allocated."""
+        """Shapes alone: nothing is read, written or allocated.
+
+        Args:
+            experiment: the run as one value.
+            program: what it compiles.
+            runs: where runs are kept.
+            devices: where it runs.
+            began: when this process did, by the monotonic clock; now if None.
+        """
         self.experiment, self.folder = experiment, runs / experiment.name
         self.devices, self.program = devices, program
         self.parameters = parameter_count(self.program)
@@ -74,6 +93,10 @@ class Run:
         self.lock: Lock | None = None
         steps = experiment.training.steps
         self.judge = Judge(experiment.guard, self.folder, steps, self._tell)
+        self.activity = Activity(began)
+        self.lives: Lives | None = None
+        """Where the time went; kept by process 0."""
+        self.watchers: list[Ticker] = []
         self.before: Experiment | None = None
         """What the run on disk was made with, where there is one."""
         self.last: dict[str, float | None] = {}
@@ -145,6 +168,28 @@ class Run:
         """
         if jax.process_index() == 0:
             self.lock = Lock(self.folder)
+
+    def keep_watch(self) -> None:
+        """Let others see that this process lives, and tell of steps that do not end."""
+        rank, host = jax.process_index(), socket.gethostname()
+        folder = distributed.heartbeats()
+        if folder is not None:
+            beat = functools.partial(write_heartbeat, folder, self.activity, rank=rank, host=host)
+            self.watchers.append(Ticker("heartbeat", beat))
+        watchdog = Watchdog(
+            self.activity,
+            floor=self.experiment.tracking.stuck_seconds,
+            who=f"rank {rank} ({host}, process {os.getpid()})",
+            file=self.folder / "stacks" / f"{rank}.txt",
+        )
+        self.watchers.append(Ticker("watchdog", watchdog.look))
+
+    def stop_seconds(self) -> float:
+        """What a stop would take now: to agree on it, to save, to end."""
+        seconds = None if self.store is None else self.store.seconds
+        size = sum(map(bytes_on_device, jax.tree.leaves(self.program.state)))
+        laps = self.activity.laps
+        return needed(seconds, size * len(jax.local_devices()), float(np.median(laps or [0.0])))
 
     def check_memory(self) -> None:
         """Refuse a state that cannot fit, before anything is allocated.
@@ -227,7 +272,9 @@ class Run:
             if facts is not None:
                 assemble.check_vocabulary(e.model.vocab_size, facts.vocab_size, source.name)
         evaluators = self._evaluators(ground)
+        self.activity("compile", 0)
         compiled = self.compile(say)
+        self.activity("restore", 0)
         self._open_folder(restart=restart)
         self.store = open_store(self.folder / CHECKPOINTS, e.saving)
         rows = own_rows(self.program.batch.rows.sharding, e.training.sequences)
@@ -268,6 +315,7 @@ class Run:
             save_at=lambda step: step % e.saving.every == 0 or self.judge.due,
             save=self._save,
             stop_requested=lambda _: False,
+            doing=self.activity,
         )
         if profiled is not None:
             job = job._replace(trace=Trace(self.folder / "profile", profiled, say))
@@ -301,7 +349,18 @@ class Run:
             self.track = e.tracking.build(
                 self.folder, restored_step=start, total_steps=e.training.steps
             )
+            self._begin_life(start)
         return state, start, self.stream
+
+    def _begin_life(self, restored: int) -> None:
+        """From here on what was made beyond a step is lost time."""
+        if self.lives is None:
+            began = time.time() - (self.activity.clock() - self.activity.began)
+        else:  # gone back; the time since the life before counts as that of a restart
+            self.lives.close()
+            self.activity.take()
+            began = time.time()
+        self.lives = Lives(self.folder / LIVES, restored=restored, began=began)
 
     def train(self, job: Job, state: TrainState) -> tuple[TrainState, int]:
         """The loop; where a spike asks for it, goes back and on beyond the spike's data.
@@ -322,6 +381,8 @@ class Run:
         """The state of the newest checkpoint, and all else with it; the data goes on."""
         if self.store is None or self.stream is None:
             raise ValueError("a run goes back only after it has begun")
+        self._account(spiked)
+        self.activity("restore", spiked)
         self.store.wait()
         self.stream.close()
         if self.track is not None:
@@ -386,7 +447,7 @@ class Run:
         kept = [{"prompt": made.prompt, "text": made.text} for made in texts]
         _write(self.folder / "samples.json", kept)
 
-    def finish_saving(self) -> None:
+    def finish_saving(self, step: int) -> None:
         """Wait until the last save is whole.
 
         Raises:
@@ -394,6 +455,8 @@ class Run:
         """
         if self.store is not None:
             self.store.wait()
+        self.activity("done", step)
+        self._account(step, finished=step >= self.experiment.training.steps)
         if self.track is not None:
             self.track.close()
 
@@ -414,6 +477,7 @@ class Run:
             "parameters": self.parameters,
             "held_out": held_out,
             "checkpoint": str(made[-1]) if made else None,
+            "goodput": account(read_lives(self.folder / LIVES)).parts,
         }
 
     def report(self, step: int) -> Path | None:
@@ -428,7 +492,7 @@ class Run:
         with contextlib.ExitStack() as last:
             if self.lock is not None:
                 last.callback(self.lock.release)
-            for live in (self.track, self.store, self.stream):
+            for live in (self.lives, self.track, self.store, self.stream, *self.watchers):
                 if live is not None:
                     last.callback(live.close)
 
@@ -470,6 +534,7 @@ class Run:
         watch = self.judge.watch
         finding = watch.hear(step, values)
         metrics |= {"train/skips": watch.skips, "train/spikes": watch.spikes}
+        metrics |= self._account(step)
         self.last = metrics
         if self.track is not None:
             self.track(step, metrics)
@@ -482,6 +547,14 @@ class Run:
             self.held_out[name] = figures
             if self.track is not None:
                 self.track(step, {f"eval/{name}/{key}": v for key, v in figures.items()})
+        self._account(step)
+
+    def _account(self, step: int, *, finished: bool = False) -> dict[str, float]:
+        """Keep where the time went until now; the shares so far, as metrics."""
+        if self.lives is None:
+            return {}
+        self.lives.spend(step, self.activity.take(), time=time.time(), finished=finished)
+        return self.lives.shares()
 
     def _save(self, step: int, state: TrainState, position: int) -> None:
         if self.track is not None:
@@ -501,16 +574,7 @@ class Run:
             record=make_record(step=step, tokens=tokens, parameters=self.parameters),
             tokenizer=self.tokenizer,
         )
-
-
-def agreed(asked: bool, step: int) -> bool:  # noqa: FBT001
-    """Whether any process was asked to stop; several processes look together, every few steps."""
-    if jax.process_count() == 1:
-        return asked
-    if step % AGREE_EVERY:
-        return False
-    with jax.transfer_guard("allow"):
-        return bool(multihost_utils.process_allgather(np.asarray(asked)).any())
+        self._account(step)
 
 
 def _write(path: Path, value: Any) -> None:

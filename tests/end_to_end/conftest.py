@@ -6,6 +6,7 @@ import random
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,17 +44,20 @@ def experiment() -> Experiment:
 '''
 
 
-@pytest.fixture(scope="session")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def write_text(path: Path) -> Path:
     """Documents of made-up words, a line each."""
     draw = random.Random(0)
     words = ["".join(draw.choices("abcdefgh", k=draw.randint(2, 6))) for _ in range(60)]
-    path = tmp_path_factory.mktemp("text") / "documents.jsonl"
     with path.open("w", encoding="utf-8") as file:
         for number in range(40):
             sentence = " ".join(draw.choices(words, k=draw.randint(20, 60)))
             file.write(json.dumps({"id": f"document {number}", "text": sentence + ".\n"}) + "\n")
     return path
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_text(tmp_path_factory.mktemp("text") / "documents.jsonl")
 
 
 @pytest.fixture
@@ -112,18 +116,19 @@ def lm(words: list[Any], cwd: Path, devices: int = 1) -> str:
     return finished(start(words, cwd, devices))
 
 
-def together(
+def start_together(
     words: list[Any],
     cwd: Path,
     processes: int,
     devices: int,
     program: Sequence[Any] = ("-m", "lm"),
-) -> list[str]:
-    """Run ``lm WORDS`` as several processes on loopback, with so many devices each."""
+    **env: str,
+) -> list[subprocess.Popen[str]]:
+    """``lm WORDS`` (or another program) in processes on loopback, with so many devices each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    joined = [
+    return [
         start(
             words,
             cwd,
@@ -132,9 +137,21 @@ def together(
             JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}",
             JAX_NUM_PROCESSES=str(processes),
             JAX_PROCESS_ID=str(rank),
+            **env,
         )
         for rank in range(processes)
     ]
+
+
+def together(
+    words: list[Any],
+    cwd: Path,
+    processes: int,
+    devices: int,
+    program: Sequence[Any] = ("-m", "lm"),
+) -> list[str]:
+    """Run ``lm WORDS`` as several processes on loopback to their end; what each said."""
+    joined = start_together(words, cwd, processes, devices, program)
     try:
         return [finished(process) for process in joined]
     finally:
@@ -142,11 +159,46 @@ def together(
             process.kill()
 
 
+def begin(words: list[Any], cwd: Path, processes: int) -> list[subprocess.Popen[str]]:
+    """The processes of a run, each with a sign of life in ``cwd/beats``."""
+    (cwd / "beats").mkdir(exist_ok=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return [
+        start(
+            words,
+            cwd,
+            JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}",
+            JAX_NUM_PROCESSES=str(processes),
+            JAX_PROCESS_ID=str(rank),
+            LM_HEARTBEATS=str(cwd / "beats"),
+            JAX_COMPILATION_CACHE_DIR=str(cwd.parent / "compiled"),
+        )
+        for rank in range(processes)
+    ]
+
+
+def wait_for_step(
+    joined: list[subprocess.Popen[str]], cwd: Path, step: int, seconds: float = 240
+) -> None:
+    """Until every process is beyond a step."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        beats = [json.loads(file.read_text()) for file in (cwd / "beats").glob("*.json")]
+        if len(beats) == len(joined) and all(beat["step"] > step for beat in beats):
+            return
+        assert all(process.poll() is None for process in joined), joined[0].communicate()[0]
+        time.sleep(0.05)
+    raise AssertionError("training did not begin")
+
+
 def digests(run: Path) -> dict[int, dict[str, Any]]:
     """Step -> the digest of every leaf of its state."""
     found = {
         int(file.parent.name): json.loads(file.read_text())["leaves"]
         for file in run.glob("checkpoints/*/digests.json")
+        if file.parent.name.isdigit()
     }
     return dict(sorted(found.items()))
 
