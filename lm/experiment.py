@@ -24,6 +24,7 @@ from lm.tokenizers.characters import Characters
 from lm.tokenizers.huggingface import HuggingFace
 from lm.tokenizers.sentencepiece import SentencePiece
 from lm.track.tracker import Trackers
+from lm.train.guard import Guard
 from lm.train.step import Training
 
 
@@ -84,6 +85,7 @@ class Experiment:
     parallel: Parallel = field(default_factory=Parallel)
     evaluation: Evaluation = field(default_factory=Evaluation)
     saving: Saving = field(default_factory=Saving)
+    guard: Guard = field(default_factory=Guard)
     tracking: Trackers = field(default_factory=Trackers)
 
     def __post_init__(self) -> None:
@@ -102,6 +104,12 @@ class Experiment:
                 f"training.length: rows of {length} tokens, but the model has {positions} "
                 f"positions (model.position.length). Use length {positions} or less, or a longer "
                 "table."
+            )
+        if self.guard.recompute_every and self.execution.offload_optimizer:
+            raise ConfigError(
+                f"guard.recompute_every: {self.guard.recompute_every}, which holds a second state "
+                "on the devices, where execution.offload_optimizer says that one is too much. "
+                "Leave out one of the two."
             )
         if self.prepare is None and (self.tokenizer is None or self.data is None):
             lacking = "tokenizer" if self.tokenizer is None else "data"

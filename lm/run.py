@@ -1,16 +1,18 @@
 """A run on disk and on the devices: opened, compared, restored, trained, closed."""
 
 import contextlib
+import functools
 import json
 import os
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from lm import assemble
 from lm.batch import Params
@@ -23,29 +25,38 @@ from lm.checkpoint.layout import (
 )
 from lm.checkpoint.lock import LOCK, Lock, cannot_write
 from lm.checkpoint.record import make_record
+from lm.checkpoint.restore import Restored
 from lm.checkpoint.store import Store, open_store
 from lm.config import diff, from_plain, to_plain
 from lm.data.loader import Loader, Stream
-from lm.errors import CheckpointError, ConfigError
+from lm.errors import CheckpointError, ConfigError, CorpusError
 from lm.evaluate.evaluator import Context, Evaluator
 from lm.experiment import Experiment
 from lm.generate.sampling import Sampler
 from lm.generate.text import complete
 from lm.opened import open_for_generation, writer_of
+from lm.parallel import distributed
 from lm.parallel.place import own_rows, to_global
 from lm.track.format import rate
+from lm.track.goodput import LIVES, Lives, account, read_lives
 from lm.track.report import write_report
 from lm.track.tracker import Fanout
-from lm.train.loop import Job, Times
+from lm.train import bad_batches, loop
+from lm.train.activity import Activity
+from lm.train.guard import Finding, Watch, all_finite
+from lm.train.guarded import Guarded, RollBackError
+from lm.train.heartbeat import write_heartbeat
+from lm.train.loop import DivergedError, Job, Times
 from lm.train.memory import bytes_on_device, compiled_bytes, device_memory, refuse_beyond
 from lm.train.program import Program, parameter_count
 from lm.train.state import TrainState
+from lm.train.stopping import needed
 from lm.train.throughput import memory_peak_gib, peak_flops, speed
+from lm.train.ticker import Ticker
+from lm.train.watchdog import Watchdog
 
 Say = Callable[[str], None]
 SUMMARY = "summary.json"
-AGREE_EVERY = 8
-"""Steps between two looks of all processes at whether one of them was asked to stop."""
 FIXED = ("model", "objective", "data", "tokenizer", "prepare", "training.seed",
          "training.sequences", "training.length")  # fmt: skip
 """What a resumed run must have in common with the run it resumes."""
@@ -55,9 +66,22 @@ class Run:
     """One run on disk and on the devices, from its first look at the folder to its last save."""
 
     def __init__(
-        self, experiment: Experiment, program: Program, runs: Path, devices: Sequence[Any]
+        self,
+        experiment: Experiment,
+        program: Program,
+        runs: Path,
+        devices: Sequence[Any],
+        began: float | None = None,
     ) -> None:
-        """Shapes alone: nothing is read, written or allocated."""
+        """Shapes alone: nothing is read, written or allocated.
+
+        Args:
+            experiment: the run as one value.
+            program: what it compiles.
+            runs: where runs are kept.
+            devices: where it runs.
+            began: when this process did, by the monotonic clock; now if None.
+        """
         self.experiment, self.folder = experiment, runs / experiment.name
         self.devices, self.program = devices, program
         self.parameters = parameter_count(self.program)
@@ -67,6 +91,13 @@ class Run:
         self.stream: Stream | None = None
         self.track: Fanout | None = None
         self.lock: Lock | None = None
+        self.watch = Watch(experiment.guard)
+        self.due = False
+        """Whether a save was put off, for nobody could say that the state is good."""
+        self.activity = Activity(began)
+        self.lives: Lives | None = None
+        """Where the time went; kept by process 0."""
+        self.watchers: list[Ticker] = []
         self.before: Experiment | None = None
         """What the run on disk was made with, where there is one."""
         self.last: dict[str, float | None] = {}
@@ -139,6 +170,28 @@ class Run:
         if jax.process_index() == 0:
             self.lock = Lock(self.folder)
 
+    def keep_watch(self) -> None:
+        """Let others see that this process lives, and tell of steps that do not end."""
+        rank, host = jax.process_index(), socket.gethostname()
+        folder = distributed.heartbeats()
+        if folder is not None:
+            beat = functools.partial(write_heartbeat, folder, self.activity, rank=rank, host=host)
+            self.watchers.append(Ticker("heartbeat", beat))
+        watchdog = Watchdog(
+            self.activity,
+            floor=self.experiment.tracking.stuck_seconds,
+            who=f"rank {rank} ({host}, process {os.getpid()})",
+            file=self.folder / "stacks" / f"{rank}.txt",
+        )
+        self.watchers.append(Ticker("watchdog", watchdog.look))
+
+    def stop_seconds(self) -> float:
+        """What a stop would take now: to agree on it, to save, to end."""
+        seconds = None if self.store is None else self.store.seconds
+        size = sum(map(bytes_on_device, jax.tree.leaves(self.program.state)))
+        laps = self.activity.laps
+        return needed(seconds, size * len(jax.local_devices()), float(np.median(laps or [0.0])))
+
     def check_memory(self) -> None:
         """Refuse a state that cannot fit, before anything is allocated.
 
@@ -177,11 +230,18 @@ class Run:
             ResourceError: it needs more memory than a device has.
         """
         began = time.perf_counter()
-        compiled = self.program.step.lower(self.program.state, self.program.batch).compile()
+        given = (self.program.state, self.program.batch)
+        if self.experiment.guard.on_spike == "skip":
+            given = (*given, self.program.limits)
+        compiled = self.program.step.lower(*given).compile()
         seconds = time.perf_counter() - began
         need, limit = compiled_bytes(compiled), device_memory(self.devices)
         if need is not None:
             refuse_beyond(need, self.devices, "the compiled step would")
+            if self.experiment.guard.recompute_every is not None:
+                twice = need + sum(map(bytes_on_device, jax.tree.leaves(self.program.state)))
+                what = "the compiled step and the second state of guard.recompute_every would"
+                refuse_beyond(twice, self.devices, what)
             of = f" of {limit / 2**30:.1f}" if limit else ""
             told = f"{need / 2**30:.2f}{of} GiB a device, compiled in {seconds:.1f} s"
             say(f"memory     {told}")
@@ -213,65 +273,157 @@ class Run:
             if facts is not None:
                 assemble.check_vocabulary(e.model.vocab_size, facts.vocab_size, source.name)
         evaluators = self._evaluators(ground)
+        self.activity("compile", 0)
         compiled = self.compile(say)
+        self.activity("restore", 0)
         self._open_folder(restart=restart)
         self.store = open_store(self.folder / CHECKPOINTS, e.saving)
-        restored = self.store.restore_newest(self.program.state)
-        position, start = 0, 0
-        if restored is not None:
-            for message in restored.messages:
-                say(message)
-            state, start = restored.state, restored.step
-            position = int(restored.data["position"])
-            say(f"run        {self.folder}, resuming at step {start:,}")
-            self._tell_schedule(start, say)
-        else:
-            state = self.program.init(jax.random.key(e.training.seed))
-            say(f"run        {self.folder}")
-        if jax.process_index() == 0:
-            self.track = e.tracking.build(
-                self.folder, restored_step=start, total_steps=e.training.steps
-            )
         rows = own_rows(self.program.batch.rows.sharding, e.training.sequences)
-        skipped = tuple(tuple(s) for s in restored.data.get("skipped", ())) if restored else ()
-        loader = Loader(
+        self.loader = Loader(
             blend=data,
             objective=e.objective,
             sequences=e.training.sequences,
             seed=e.training.seed,
             rows=rows,
-            skipped=skipped,
         )
-        self.stream = loader.stream(position)
+        restored = self.store.restore_newest(self.program.state)
+        state, start, batches = self._take_up(restored)
+        for message in restored.messages if restored else ():
+            say(message)
+        resuming = f", resuming at step {start:,}" if restored else ""
+        say(f"run        {self.folder}{resuming}")
+        self._tell_schedule(start, start - self.watch.skips, say)
         self.tokenizer = ground.tokenizer
-        self.skipped = skipped
+        limits = None
+        if e.guard.on_spike == "skip":
+            limits = lambda step: to_global(self.watch.limits(step), self.program.limits)  # noqa: E731
+        self.step = Guarded(
+            compiled,
+            self.program.placed.mesh,
+            start=start,
+            limits=limits,
+            recompute_every=e.guard.recompute_every,
+        )
         job = Job(
-            step=compiled,
+            step=self.step,
             steps=e.training.steps,
-            batches=self.stream,
+            batches=batches,
             place=lambda batch: to_global(batch, self.program.batch),
             track=self._track,
             evaluate_at=_every(e.evaluation.every),
             evaluate=lambda step, params: self._evaluate(step, params, evaluators),
-            save_at=_every(e.saving.every),
+            save_at=lambda step: step % e.saving.every == 0 or self.due,
             save=self._save,
             stop_requested=lambda _: False,
+            doing=self.activity,
         )
         if profiled is not None:
             job = job._replace(trace=Trace(self.folder / "profile", profiled, say))
         return job, state
 
-    def _tell_schedule(self, step: int, say: Say) -> None:
-        """What the learning rate does where a resumed run follows another schedule."""
+    def _take_up(
+        self, restored: Restored | None, beyond: int | None = None
+    ) -> tuple[TrainState, int, Stream]:
+        """State, step, data, trackers and counts as they were at a checkpoint or the beginning.
+
+        Args:
+            restored: the checkpoint; None begins.
+            beyond: go on with this sample of the data rather than where the checkpoint stood.
+        """
+        e = self.experiment
+        if restored is None:
+            state, start, told = self.program.init(jax.random.key(e.training.seed)), 0, {}
+        else:
+            state, start, told = restored.state, restored.step, restored.data
+        self.watch = Watch(e.guard, told.get("guard"))
+        position = int(told.get("position", 0))
+        if beyond is None:
+            skipped = tuple((first, stop) for first, stop in told.get("skipped", ()))
+        else:
+            # Those of this life too: going back twice to one checkpoint, both are left out.
+            skipped = (*self.loader.skipped, (int(self.loader.numbers(position)[0]), beyond))
+        self.loader = replace(self.loader, skipped=skipped)
+        self.stream = self.loader.stream(position)
+        if jax.process_index() == 0:
+            self.track = e.tracking.build(
+                self.folder, restored_step=start, total_steps=e.training.steps
+            )
+            self._begin_life(start)
+        return state, start, self.stream
+
+    def _begin_life(self, restored: int) -> None:
+        """From here on what was made beyond a step is lost time."""
+        if self.lives is None:
+            began = time.time() - (self.activity.clock() - self.activity.began)
+        else:  # gone back; the time since the life before counts as that of a restart
+            self.lives.close()
+            self.activity.take()
+            began = time.time()
+        self.lives = Lives(self.folder / LIVES, restored=restored, began=began)
+
+    def train(self, job: Job, state: TrainState) -> tuple[TrainState, int]:
+        """The loop; where a spike asks for it, goes back and on beyond the spike's data.
+
+        Raises:
+            DivergedError: numbers so bad that it makes no sense to go on.
+            CorruptionError: a step computed twice gave two results.
+        """
+        while True:
+            try:
+                return loop.run(job, state)
+            except RollBackError as asked:
+                spiked = asked.step
+            state, batches = self._go_back(spiked)
+            job = job._replace(batches=batches)
+
+    def _go_back(self, spiked: int) -> tuple[TrainState, Stream]:
+        """The state of the newest checkpoint, and all else with it; the data goes on."""
+        if self.store is None or self.stream is None:
+            raise ValueError("a run goes back only after it has begun")
+        self._account(spiked)
+        self.activity("restore", spiked)
+        self.store.wait()
+        self.stream.close()
+        if self.track is not None:
+            self.track.close()
+        beyond = int(self.loader.numbers(self._position_before(spiked))[-1]) + 1
+        rollbacks, spikes = self.watch.rollbacks + 1, self.watch.spikes
+        self.step.go_back(0)
+        restored = self.store.restore_newest(self.program.state)
+        state, start, batches = self._take_up(restored, beyond)
+        self.step.go_back(start)
+        self.watch.rollbacks, self.watch.spikes = rollbacks, spikes
+        self._tell(
+            f"spike      back at step {start:,}; samples {self.loader.skipped[-1][0]:,} to "
+            f"{beyond - 1:,} of the data are left out"
+        )
+        return state, batches
+
+    def _position_before(self, step: int) -> int:
+        """Sequences consumed before a step."""
+        return (step - 1) * self.experiment.training.sequences
+
+    def _tell(self, text: str) -> None:
+        if self.track is not None:
+            self.track.say(text)
+
+    def _tell_schedule(self, step: int, updates: int, say: Say) -> None:
+        """What the learning rate does where a resumed run follows another schedule.
+
+        Args:
+            step: steps made so far.
+            updates: those whose update was made, by which the schedule counts.
+            say: hears of it.
+        """
         now, before = self.experiment, self.before
         if before is None or step < 1:
             return
         length = now.training.steps
         old: Any = before.optimizer.learning_rate(before.training.steps)
         new: Any = now.optimizer.learning_rate(length)
-        if before.training.steps != length or float(old(step)) != float(new(step)):
+        if before.training.steps != length or float(old(updates)) != float(new(updates)):
             was, following, last = (
-                rate(float(x)) for x in (old(step - 1), new(step), new(length - 1))
+                rate(float(x)) for x in (old(max(updates, 1) - 1), new(updates), new(length - 1))
             )
             say(
                 f"schedule   the learning rate of step {step:,} was {was}; by the schedule of "
@@ -298,7 +450,7 @@ class Run:
         kept = [{"prompt": made.prompt, "text": made.text} for made in texts]
         _write(self.folder / "samples.json", kept)
 
-    def finish_saving(self) -> None:
+    def finish_saving(self, step: int) -> None:
         """Wait until the last save is whole.
 
         Raises:
@@ -306,6 +458,8 @@ class Run:
         """
         if self.store is not None:
             self.store.wait()
+        self.activity("done", step)
+        self._account(step, finished=step >= self.experiment.training.steps)
         if self.track is not None:
             self.track.close()
 
@@ -326,6 +480,7 @@ class Run:
             "parameters": self.parameters,
             "held_out": held_out,
             "checkpoint": str(made[-1]) if made else None,
+            "goodput": account(read_lives(self.folder / LIVES)).parts,
         }
 
     def report(self, step: int) -> Path | None:
@@ -340,7 +495,7 @@ class Run:
         with contextlib.ExitStack() as last:
             if self.lock is not None:
                 last.callback(self.lock.release)
-            for live in (self.track, self.store, self.stream):
+            for live in (self.lives, self.track, self.store, self.stream, *self.watchers):
                 if live is not None:
                     last.callback(live.close)
 
@@ -379,9 +534,83 @@ class Run:
         metrics |= {"time/step_seconds": times.step, "data/wait_seconds": times.data_wait, **fast}
         metrics["memory/peak_gib"] = memory_peak_gib(self.devices[0])
         self.rates.append(e.training.tokens_per_step / times.step)
+        finding = self.watch.hear(step, values)
+        metrics |= {"train/skips": self.watch.skips, "train/spikes": self.watch.spikes}
+        metrics |= self._account(step)
         self.last = metrics
         if self.track is not None:
             self.track(step, metrics)
+        if finding is not None:
+            self._act_on(finding)
+
+    def _act_on(self, finding: Finding) -> None:
+        """Tell of a step with bad numbers, write out its batch, and do as the guard says.
+
+        Raises:
+            DivergedError: too many of them.
+            RollBackError: to go back.
+        """
+        guard, watch = self.experiment.guard, self.watch
+        done = "; its update was left out" if finding.skipped else ""
+        self._tell(f"step {finding.step:,}: {finding.why}{done}{self._written(finding)}")
+        if watch.in_a_row >= guard.stop_after_skips:
+            raise DivergedError(
+                f"step {finding.step:,}: {finding.why}, and so, or like it, were the "
+                f"{guard.stop_after_skips} steps up to this one (guard.stop_after_skips). The "
+                "checkpoints before are untouched, and the documents of these steps are in "
+                f"{self.folder / bad_batches.FOLDER}. Lower optimizer.schedule.peak, lengthen its "
+                "warm-up, clip the gradient (optimizer.clip) or leave that data out, and start "
+                "again from the last checkpoint."
+            )
+        if finding.spike and guard.on_spike == "rollback":
+            if watch.rollbacks >= guard.rollbacks:
+                raise DivergedError(
+                    f"step {finding.step:,}: {finding.why}, after the run went back "
+                    f"{watch.rollbacks} times (guard.rollbacks). Lower optimizer.schedule.peak or "
+                    "lengthen its warm-up, and start again; or go on with --on-spike skip."
+                )
+            raise RollBackError(finding.step)
+
+    def _written(self, finding: Finding) -> str:
+        """Where the batch of a step was written to; that it could not be is no reason to stop."""
+        if jax.process_index() != 0:
+            return ""
+        position = self._position_before(finding.step)
+        try:
+            path = bad_batches.write(self.folder, finding, self.loader, position)
+        except (OSError, CorpusError) as error:
+            return f". Its documents could not be written out ({error})"
+        return f". Its documents: {path}"
+
+    def tell_bad_numbers(self, say: Say) -> None:
+        """A line on what was skipped and what spiked, where anything was."""
+        watch = self.watch
+        told = {"skipped updates": watch.skips, "spikes": watch.spikes,
+                "times gone back": watch.rollbacks}  # fmt: skip
+        if any(told.values()):
+            counted = ", ".join(f"{number} {name}" for name, number in told.items() if number)
+            say(f"numbers    {counted} (see {self.folder / bad_batches.FOLDER})")
+
+    def _doubtful(self, step: int, state: TrainState) -> bool:
+        """Whether nobody can say that a state is good, for the last steps had bad numbers.
+
+        One bad batch tells nothing of the state, if that is finite; two in a row do.
+
+        Raises:
+            DivergedError: no step follows that could tell.
+        """
+        bad = self.watch.in_a_row
+        if bad == 0 or (bad == 1 and all_finite(state.trainable)):
+            return False
+        if step == self.experiment.training.steps:
+            raise DivergedError(
+                f"step {step:,}: the last of the run, and its numbers are bad, as those of "
+                f"{bad} steps in a row. The state is not saved; the checkpoints before are "
+                "untouched. Lower optimizer.schedule.peak, lengthen its warm-up or clip the "
+                "gradient (optimizer.clip), and start again from the last one."
+            )
+        self._tell(f"step {step:,}: not saved before a step with good numbers")
+        return True
 
     def _evaluate(self, step: int, params: Params, evaluators: Mapping[str, Any]) -> None:
         for name, evaluator in evaluators.items():
@@ -389,31 +618,35 @@ class Run:
             self.held_out[name] = figures
             if self.track is not None:
                 self.track(step, {f"eval/{name}/{key}": v for key, v in figures.items()})
+        self._account(step)
+
+    def _account(self, step: int, *, finished: bool = False) -> dict[str, float]:
+        """Keep where the time went until now; the shares so far, as metrics."""
+        if self.lives is None:
+            return {}
+        self.lives.spend(step, self.activity.take(), time=time.time(), finished=finished)
+        return self.lives.shares()
 
     def _save(self, step: int, state: TrainState, position: int) -> None:
         if self.track is not None:
             self.track.flush()
-        if self.store is None:
+        self.due = self._doubtful(step, state)
+        if self.store is None or self.due:
             return
         tokens = step * self.experiment.training.tokens_per_step
         self.store.save(
             step,
             state,
-            data={"position": position, "skipped": self.skipped},
+            data={
+                "position": position,
+                "skipped": self.loader.skipped,
+                "guard": self.watch.saved(),
+            },
             experiment=to_plain(self.experiment),
             record=make_record(step=step, tokens=tokens, parameters=self.parameters),
             tokenizer=self.tokenizer,
         )
-
-
-def agreed(asked: bool, step: int) -> bool:  # noqa: FBT001
-    """Whether any process was asked to stop; several processes look together, every few steps."""
-    if jax.process_count() == 1:
-        return asked
-    if step % AGREE_EVERY:
-        return False
-    with jax.transfer_guard("allow"):
-        return bool(multihost_utils.process_allgather(np.asarray(asked)).any())
+        self._account(step)
 
 
 def _write(path: Path, value: Any) -> None:
@@ -438,7 +671,7 @@ class Trace:
     def __call__(self, step: int, state: Any) -> None:
         """Step ``step`` comes next; ``state`` is that of the step before, perhaps in flight."""
         first, last = self.steps
-        if step == first:
+        if step == first and not self.on:  # a run may go back and come again
             jax.block_until_ready(state)
             jax.profiler.start_trace(self.folder)
             self.on = True

@@ -6,8 +6,8 @@ Data: GPT-2's vocab.json and merges.txt in data/gpt2, and shards of OpenWebText 
 lm corpus tokenize text/ --tokenizer data/gpt2 --out data/openwebtext --held-out 0.0005
 
 lm plan configs/pretrain/gpt2_1_5b.py --topology v5e:8x8
-Fits: 9.24 of 15.75 GiB a device; MFU at most 74.5 %, a step 1.09 s or longer:
-958 k tokens a second, 300 B in 3.6 days, 5.56 k chip-hours.
+Fits: 9.25 of 15.75 GiB a device; MFU at most 76.3 %, a step 1.07 s or longer:
+982 k tokens a second, 300 B in 3.5 days, 5.43 k chip-hours.
 """
 
 from lm.data.mixture import Mixture, Weighted

@@ -6,8 +6,8 @@ Data: Llama 2's tokenizer.model in data/llama2 (or one of your own: 32,000 ids),
 lm corpus tokenize text/ --tokenizer data/llama2 --out data/text --held-out 0.0001
 
 lm plan configs/pretrain/llama2_7b.py --topology v5e:16x16
-Fits: 8.43 of 15.75 GiB a device; MFU at most 73.9 %, a step 4.82 s or longer:
-869 k tokens a second, 2.00 T in 26.6 days, 164 k chip-hours.
+Fits: 8.43 of 15.75 GiB a device; MFU at most 76.2 %, a step 4.68 s or longer:
+897 k tokens a second, 2.00 T in 25.8 days, 159 k chip-hours.
 """
 
 from lm.data.mixture import Mixture, Weighted

@@ -9,7 +9,7 @@ documents, by
 lm corpus tokenize books/ --tokenizer data/llama2 --out data/long --held-out 0.001
 
 lm plan configs/pretrain/llama2_7b_128k.py --topology v5p:4x4x8
-Fits: 59.25 of 95.73 GiB a device; MFU at most 88.0 %, a step 11.6 s or longer:
+Fits: 59.27 of 95.73 GiB a device; MFU at most 88.0 %, a step 11.6 s or longer:
 362 k tokens a second, 400 B in 12.8 days, 39.3 k chip-hours.
 """
 

@@ -7,8 +7,8 @@ Data: Llama 3's tokenizer.json in data/llama3, and shards, by
 lm corpus tokenize text/ --tokenizer data/llama3 --out data/text --held-out 0.0001
 
 lm plan configs/pretrain/llama3_70b.py --topology v5p:8x8x8
-Fits: 54.07 of 95.73 GiB a device; MFU at most 73.9 %, a step 21.7 s or longer:
-387 k tokens a second, 15.1 T in 452.0 days, 5.55 M chip-hours.
+Fits: 50.38 of 95.73 GiB a device; MFU at most 73.7 %, a step 21.8 s or longer:
+385 k tokens a second, 15.1 T in 453.5 days, 5.57 M chip-hours.
 """
 
 from lm.data.mixture import Mixture, Weighted
@@ -31,6 +31,6 @@ def experiment() -> Experiment:
         data=Mixture(sources=(Weighted(source=Shards(path="data/text")),)),
         training=Training(steps=1_800_000, sequences=1024, length=8192),
         optimizer=AdamW(schedule=Cosine(peak=1.5e-4, warmup=8_000, floor=0.01)),
-        execution=Execution(compute_dtype="bfloat16", remat="attention"),
+        execution=Execution(compute_dtype="bfloat16", remat="attention", vocab_pieces=6),
         evaluation=Evaluation(every=5_000),
     )

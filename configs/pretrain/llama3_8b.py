@@ -7,8 +7,8 @@ Data: Llama 3's tokenizer.json in data/llama3, and shards, by
 lm corpus tokenize text/ --tokenizer data/llama3 --out data/text --held-out 0.0001
 
 lm plan configs/pretrain/llama3_8b.py --topology v6e:16x16
-Fits: 16.73 of 31.24 GiB a device; MFU at most 71.0 %, a step 2.59 s or longer:
-3.24 M tokens a second, 15.1 T in 53.9 days, 331 k chip-hours.
+Fits: 16.73 of 31.24 GiB a device; MFU at most 73.0 %, a step 2.52 s or longer:
+3.33 M tokens a second, 15.1 T in 52.4 days, 322 k chip-hours.
 """
 
 from lm.data.mixture import Mixture, Weighted

@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,7 @@ class _Pending:
     sums: dict[str, Array]
     files: dict[str, dict[str, Any]]
     tokenizer: Savable
+    began: float
 
 
 class Store:
@@ -81,6 +83,8 @@ class Store:
         self._saving = saving
         self._thread: threading.Thread | None = None
         self._failure: CheckpointError | None = None
+        self.seconds: float | None = None
+        """What the last save took until it was whole; None before the first."""
         # Few files, whatever the number of leaves and shards; float32 weights hardly compress,
         # and without trying it takes a quarter of the time.
         self._checkpointer = ocp.AsyncCheckpointer(
@@ -123,6 +127,7 @@ class Store:
             CheckpointError: the save before this one failed, or this one cannot begin.
         """
         self.wait()
+        began = time.monotonic()
         if is_whole(self._folder / str(step)):
             return
         leaves = named_leaves(state)
@@ -143,6 +148,7 @@ class Store:
             sums=start_sums(written),
             files=json.loads(json.dumps(files)),  # a copy: the caller's may change meanwhile
             tokenizer=tokenizer,
+            began=began,
         )
         self._thread = threading.Thread(target=self._finish, args=(pending,), name="save")
         self._thread.start()
@@ -209,6 +215,7 @@ class Store:
             self._discard(pending.step)
             self._failure = self._failed(pending.step, error)
             return
+        self.seconds = time.monotonic() - pending.began
         if jax.process_index() == 0:
             self._retire()
 

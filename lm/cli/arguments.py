@@ -117,7 +117,7 @@ from text to a model that the world can read:
   lm export runs/quickstart exported/
 
 lm VERB --help says more.  Exit codes: 0 done, 2 a mistake that you can mend, 3 a plan
-that does not fit, 1 a bug of ours.
+that does not fit, 1 a bug of ours (of lm doctor: something is wrong).
 """
 
 
@@ -211,6 +211,12 @@ def _train(verbs: argparse._SubParsersAction, name: str) -> None:
         type=span,
         metavar="TIME",
         help="save and end in good order after this time, as 3h50m; the same command goes on",
+    )
+    parser.add_argument(
+        "--on-spike",
+        choices=("report", "skip", "rollback"),
+        help="a loss or gradient norm far above those before: tell it (default), leave the update "
+        "out, or go back to the newest checkpoint and on beyond the data between",
     )
     parser.add_argument(
         "--profile",
@@ -423,6 +429,30 @@ def _report(verbs: argparse._SubParsersAction, name: str) -> None:
     _json(parser)
 
 
+def _doctor(verbs: argparse._SubParsersAction, name: str) -> None:
+    parser = _verb(
+        verbs,
+        name,
+        "Say whether this machine, or pod, is fit to train, and what to mend.",
+        "Versions, devices, mesh, sums over each axis and their speed, clocks, hosts, storage and\n"
+        "the loader's rate.  On a pod start it on every host, as lm train: process 0 tells of all."
+        "\nExits with 1 where something is WRONG.  With a CONFIG, whose values can be changed as "
+        "for\nlm train, its mesh, checkpoints and data are looked at.",
+    )
+    parser.set_defaults(overrides=True, experiment=None)
+    parser.add_argument("config", nargs="?", metavar="CONFIG", help=CONFIG)
+    parser.add_argument("--runs", default="runs", metavar="DIR", help="where runs will be kept")
+    parser.add_argument("--data", metavar="DIR", help="shards to load, instead of the config's")
+    parser.add_argument(
+        "--seconds",
+        type=number(lambda x: 5 <= x < float("inf"), "5 seconds or more"),
+        default=30.0,
+        metavar="N",
+        help="take no longer than this, unless something hangs (default: 30)",
+    )
+    _json(parser)
+
+
 VERBS: dict[str, Callable[[argparse._SubParsersAction, str], None]] = {
     "tokenizer": _tokenizer,
     "corpus": _corpus,
@@ -433,4 +463,5 @@ VERBS: dict[str, Callable[[argparse._SubParsersAction, str], None]] = {
     "inspect": _inspect,
     "plan": _plan,
     "report": _report,
+    "doctor": _doctor,
 }

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 from lm.checkpoint.layout import newest
 from lm.cli.arguments import HELP, Parser, check_plan, parse
@@ -23,7 +24,8 @@ from lm.plan.hardware import read_slice
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb; returns the exit code.
 
-    0 is done, 2 a user's mistake, 3 a plan that does not fit, 130 stopped at once.
+    0 is done, 2 a user's mistake, 3 a plan that does not fit, 130 stopped at once; of several
+    processes, one that fails ends the others with its code.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -31,14 +33,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         told = " ".join(str(error).split())
         print(told if told.startswith("lm") else f"lm: {told}", file=sys.stderr)
-        return 2
+        return _left(told, 2)
     except KeyboardInterrupt:
         print("lm: stopped.", file=sys.stderr)
-        return 130
+        return _left("stopped", 130)
     except BrokenPipeError:
         # The reader of our output went away; nothing is wrong here.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:
+        if joined := _joined():
+            joined.leave_failed(error)
+        raise
+
+
+def _left(text: str, code: int) -> int:
+    """The exit code; of several processes, one that fails does not wait for the others."""
+    if joined := _joined():
+        joined.leave(text, code)
+    return code
+
+
+def _joined() -> ModuleType | None:
+    """``lm.parallel.distributed``, if this is one of several processes that it joined."""
+    module = sys.modules.get("lm.parallel.distributed")
+    return module if module is not None and module.several() else None
 
 
 def _run(words: list[str]) -> int:
@@ -103,8 +122,8 @@ def _look_first(arguments: argparse.Namespace, rest: list[str]) -> None:
     override = import_module("lm.cli.overrides").override
     arguments.experiment = override(arguments.given, rest)
     arguments.words = rest
-    if arguments.verb == "plan":
-        return  # its devices are elsewhere
+    if arguments.verb in ("plan", "doctor"):
+        return  # its devices are elsewhere; what is wrong with them is the doctor's to tell
     program_of = import_module("lm.cli.shapes").program_of
     arguments.program = program_of(arguments.experiment, joined=arguments.verb == "train")
 

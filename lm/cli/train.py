@@ -2,9 +2,8 @@
 
 import argparse
 import contextlib
+import math
 import shlex
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -18,16 +17,21 @@ from lm import run as runs
 from lm.cli.output import people, write_json
 from lm.config import diff
 from lm.experiment import Experiment
+from lm.parallel import distributed
+from lm.parallel.agree import Agreement
 from lm.parallel.mesh import describe
 from lm.track.format import count, duration, grouped
-from lm.train import loop
+from lm.track.goodput import in_words
+from lm.train import maintenance
 from lm.train.program import Program
+from lm.train.stopping import Stop, signals
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Train; returns the exit code."""
     with people(arguments.json):
         figures = _train(arguments)
+    distributed.finish()
     if jax.process_index() == 0:
         write_json(arguments.json, figures)
     return 0
@@ -35,12 +39,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _train(arguments: argparse.Namespace) -> dict[str, Any]:
     program: Program = arguments.program
-    chosen: Experiment = arguments.experiment
-    if arguments.name is not None:
-        chosen = replace(chosen, name=arguments.name)
+    chosen = _chosen(arguments)
     say = print if jax.process_index() == 0 else lambda *_: None
     _tell_changes(arguments.given, chosen, say)
-    run = runs.Run(chosen, program, Path(arguments.runs), jax.devices())
+    run = runs.Run(chosen, program, Path(arguments.runs), jax.devices(), arguments.started)
     run.check_memory()
     for line in run.check(restart=arguments.restart):
         say(f"changed    {line} (the run that is resumed)")
@@ -52,19 +54,22 @@ def _train(arguments: argparse.Namespace) -> dict[str, Any]:
         run.check_profile(arguments.profile, restart=arguments.restart)
     with contextlib.closing(run):
         run.claim()
+        run.keep_watch()
         ground = assemble.ground(chosen, say)
-        with _stop_signals(arguments.started, arguments.stop_after) as stop:
+        with _stops(run, arguments.started, arguments.stop_after, say) as stop:
             job, state = run.begin(
                 ground, restart=arguments.restart, say=say, profiled=arguments.profile
             )
             began, first = time.perf_counter(), int(state.step)
-            state, step = loop.run(job._replace(stop_requested=stop), state)
+            state, step = run.train(job._replace(stop_requested=stop), state)
             seconds = time.perf_counter() - began
-        run.finish_saving()
+            run.finish_saving(step)
         figures = run.figures(step)
+        run.tell_bad_numbers(say)
         if step < chosen.training.steps:
+            saved = "not saved, for its numbers are bad" if run.due else "saved"
             say(
-                f"stopped    at step {step:,} of {chosen.training.steps:,}; saved. Go on with: "
+                f"stopped    at step {step:,} of {chosen.training.steps:,}; {saved}. Go on with: "
                 f"{_again(arguments)}"
             )
         else:
@@ -73,10 +78,21 @@ def _train(arguments: argparse.Namespace) -> dict[str, Any]:
             say(f"finished   {step - first:,} steps in {duration(seconds)}{told}")
             run.show_samples(say)
         report = run.report(step)
+    say(f"goodput    {in_words(figures['goodput'])}")
     if report is not None:
         say(f"report     {report}")
     say(f"checkpoint {figures['checkpoint']}")
     return figures
+
+
+def _chosen(arguments: argparse.Namespace) -> Experiment:
+    """The config with the options that stand for parts of it."""
+    chosen: Experiment = arguments.experiment
+    if arguments.name is not None:
+        chosen = replace(chosen, name=arguments.name)
+    if arguments.on_spike is not None:
+        chosen = replace(chosen, guard=replace(chosen.guard, on_spike=arguments.on_spike))
+    return chosen
 
 
 def _tell_changes(given: Experiment, chosen: Experiment, say: Any) -> None:
@@ -116,29 +132,29 @@ def _again(arguments: argparse.Namespace) -> str:
         words += ["--runs", arguments.runs]
     if arguments.name:
         words += ["--name", arguments.name]
+    if arguments.on_spike:
+        words += ["--on-spike", arguments.on_spike]
     return shlex.join(words)
 
 
 @contextlib.contextmanager
-def _stop_signals(started: float, stop_after: float | None) -> Iterator[Callable[[int], bool]]:
-    """Gives what says, after a step, whether to stop: Ctrl-C, SIGTERM, or the time is up.
+def _stops(
+    run: runs.Run, started: float, stop_after: float | None, say: Callable[[str], None]
+) -> Iterator[Callable[[int], bool]]:
+    """Gives what says, after a step, whether to stop: a signal, a notice, or the time is up.
 
-    A second signal stops at once.
+    All processes stop after the same step, whichever of them was asked.  A second signal ends
+    this one at once, and the others with it.
     """
-    asked = threading.Event()
-    end = float("inf") if stop_after is None else started + stop_after
-    before: dict[int, Any] = {}
+    end = math.inf if stop_after is None else started + stop_after
+    stop = Stop(lambda reason: say(f"stopping   {reason}: saving; a second signal stops at once"))
+    agreed = Agreement()
 
-    def ask(number: int, _: Any) -> None:
-        if asked.is_set():
-            signal.signal(number, before[number])
-            signal.raise_signal(number)
-        asked.set()
+    def asked(_: int) -> bool:
+        if time.monotonic() + run.stop_seconds() >= end:
+            stop.ask("the time is up")
+        return agreed(stop.reason is not None)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        before[number] = signal.signal(number, ask)
-    try:
-        yield lambda step: runs.agreed(asked.is_set() or time.monotonic() >= end, step)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    maintenance.watch(stop.ask)
+    with signals(stop, distributed.leave):
+        yield asked

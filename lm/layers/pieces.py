@@ -73,12 +73,24 @@ def _summed_backward(
         x, dy, dx, made = jax.lax.optimization_barrier((x, dy, dx, made))
         if scatters:
             gradients.append(scatters[-1](made)[0])
+            x, dy = _once_made(gradients[-1], (x, dy))
         scatters.append(scatter)
         made, more = jax.vjp(function, whole, x)[1](dy)
         dx = dx + more
     dx, made = jax.lax.optimization_barrier((dx, made))
     gradients.append(scatters[-1](made)[0])
     return gradients, dx
+
+
+def _once_made(done: Params, values: tuple[Array, ...]) -> tuple[Array, ...]:
+    """The values again, which no compiler knows before it has ``done``.
+
+    A barrier is gone by the time a TPU's compiler orders what it runs, and it would then put off
+    every reduce-scatter to the end, with the gradients of all pieces whole in memory.
+    """
+    first = jax.tree.leaves(done)[0]
+    never = jax.lax.index_in_dim(first.reshape(-1), 0, keepdims=False) > jnp.inf
+    return tuple(jnp.where(never, jnp.zeros_like(v), v) for v in values)
 
 
 summed.defvjp(lambda f, g, pieces, x: (summed(f, g, pieces, x), (pieces, x)), _summed_backward)

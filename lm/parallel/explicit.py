@@ -12,17 +12,16 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
 from lm.batch import Leaf, Params
-from lm.parallel.mesh import TOKEN_AXES, parts
-from lm.parallel.ring import gather, scatter
+from lm.parallel.mesh import TOKEN_AXES, parts, size
 from lm.parallel.rules import Rules
 from lm.parallel.shardings import axes_of, manual_part, names_of, spec
+from lm.parallel.travel import Travel, gathered, scattered
 
 WORTH_A_RING = 0.1
 """A stage that moves at least this share of a weight's bytes goes in a ring, the rest at once:
@@ -64,21 +63,25 @@ class Explicit(NamedTuple):
 
     def gather(self, params: Params, leaves: Params) -> Params:
         """Make weights whole over the token axes; matrices and tables in the compute dtype."""
+        shards, structure = jax.tree.flatten(params)
+        ways = [self._travel(leaf) for leaf in structure.flatten_up_to(leaves)]
+        split = [n for n, way in enumerate(ways) if way.stages]
+        made: Sequence[Array] = gathered(
+            tuple(shards[n] for n in split), tuple(ways[n] for n in split)
+        )
+        for n, whole in zip(split, made, strict=True):
+            shards[n] = whole
+        return jax.tree.unflatten(structure, shards)
 
-        def one(shard: Array, leaf: Leaf) -> Array:
-            stages = tuple(
-                (dimension, part)
-                for dimension, made_of in axes_of(self.spec(leaf.axes))
-                for part in reversed(made_of)
-            )
-            if not stages:
-                return shard
-            dtypes = (self.compute_dtype, self.reduce_dtype)
-            return _gathered(
-                shard, Travel(stages, leaf.kind == "table", *dtypes, self._rings(stages))
-            )
-
-        return jax.tree.map(one, params, leaves)
+    def _travel(self, leaf: Leaf) -> Travel:
+        stages = tuple(
+            (dimension, part)
+            for dimension, made_of in axes_of(self.spec(leaf.axes))
+            for part in reversed(made_of)
+        )
+        table, alone = leaf.kind == "table", size(self.mesh, "tensor") == 1
+        dtypes = (self.compute_dtype, self.reduce_dtype)
+        return Travel(stages, table, alone and not table, *dtypes, self._rings(stages))
 
     def _rings(self, stages: Sequence[tuple[int, str]]) -> frozenset[str]:
         """The mesh axes along which a weight goes from neighbour to neighbour."""
@@ -190,62 +193,5 @@ def _rows(x: Array, axis: str) -> Array:
 
 _rows.defvjp(
     lambda x, axis: (_rows(x, axis), None),
-    lambda axis, _, gradient: (_scattered(gradient, axis, 1, apart=True),),
+    lambda axis, _, gradient: (scattered(gradient, axis, 1, apart=True),),
 )
-
-
-class Travel(NamedTuple):
-    """How a weight and its gradient travel."""
-
-    stages: tuple[tuple[int, str], ...]
-    """(dimension, mesh axis) of each gather, in order."""
-    apart: bool
-    """Whether the rows of the weight cannot be written in another order."""
-    compute_dtype: Any
-    reduce_dtype: Any
-    rings: frozenset[str]
-    """Mesh axes along which it goes from neighbour to neighbour."""
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _gathered(shard: Array, travel: Travel) -> Array:
-    whole = shard.astype(travel.compute_dtype)
-    for dimension, axis in travel.stages:
-        if axis in travel.rings:
-            whole = jnp.moveaxis(gather(jnp.moveaxis(whole, dimension, 0), axis), 0, dimension)
-        else:
-            whole = lax.all_gather(whole, axis, axis=dimension, tiled=True)
-    return whole
-
-
-def _gathered_forward(shard: Array, travel: Travel) -> tuple[Array, Array]:
-    return _gathered(shard, travel), jnp.zeros((0,), shard.dtype)
-
-
-def _gathered_backward(travel: Travel, like: Array, gradient: Array) -> tuple[Array]:
-    part = gradient.astype(travel.reduce_dtype)
-    for dimension, axis in reversed(travel.stages):
-        if axis in travel.rings:
-            part = jnp.moveaxis(scatter(jnp.moveaxis(part, dimension, 0), axis), 0, dimension)
-        else:
-            part = _scattered(part, axis, dimension, apart=travel.apart)
-    return (part.astype(like.dtype),)
-
-
-def _scattered(x: Array, axis: str, dimension: int, *, apart: bool) -> Array:
-    """A reduce-scatter along the outermost dimension.
-
-    Along an inner one a TPU's compiler falls back to a full all-reduce once a shard's rows are
-    shorter than 128 lanes.  A product can write its result in any order of dimensions; the rows of
-    a table cannot, and are cut into pieces that stand ``apart``.
-    """
-    if not apart:
-        first = jnp.moveaxis(x, dimension, 0)
-        part = lax.psum_scatter(first, axis, scatter_dimension=0, tiled=True)
-        return jnp.moveaxis(part, 0, dimension)
-    before, after = x.shape[:dimension], x.shape[dimension + 1 :]
-    pieces = x.reshape(*before, lax.psum(1, axis), -1, *after)
-    return lax.psum_scatter(jnp.moveaxis(pieces, dimension, 0), axis, scatter_dimension=0)
-
-
-_gathered.defvjp(_gathered_forward, _gathered_backward)

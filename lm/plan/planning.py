@@ -5,6 +5,7 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -56,7 +57,9 @@ def plan(
     if made.fits or not changes:
         return made
     say(f"short of   {made.hbm.short:.2f} GiB; looking for changes that make it fit")
-    tried = cheapest(candidates(question, made.hbm, table), rebuild, _attempt, say)
+    least = dot_flops(traced.jaxpr) - made.recomputed_flops
+    attempt = partial(_attempt, least)
+    tried = cheapest(candidates(question, made.hbm, table), rebuild, attempt, say)
     return replace(made, changes=fitting(tried), tried=tried)
 
 
@@ -157,8 +160,8 @@ def _bound(question: Question, held: Shards, kept: float, again: float, found: A
     return bound(work, None if found is None else found.traffic, question.asked.chip, mesh)
 
 
-def _attempt(change: Change, question: Question) -> Tried:
-    """Compile a changed run."""
+def _attempt(least: float, change: Change, question: Question) -> Tried:
+    """Compile a changed run; ``least`` are the operations of a step that computes nothing again."""
     began = time.perf_counter()
     traced = trace(question.program)
     built = build(traced, began, question.name)
@@ -167,13 +170,9 @@ def _attempt(change: Change, question: Question) -> Tried:
     memory: Hbm = hbm(built, held, kept, limit)
     fits = built.shortage is None and memory.short == 0.0
     found = _collectives(question, built)[0] if fits else None
-    again = max(0.0, dot_flops(traced.jaxpr) - question.flops.full * _tokens(question))
+    again = max(0.0, dot_flops(traced.jaxpr) - least)
     seconds = _bound(question, held, kept, again, found).step if fits else None
     return Tried(change, fits, memory.peak, seconds)
-
-
-def _tokens(question: Question) -> int:
-    return question.training.tokens_per_step
 
 
 def _no_bound(question: Question, limits: Bound, why: str | None) -> str | None:

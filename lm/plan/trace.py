@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lm.ops.attention.pattern import VISIBLE
 from lm.parallel.mesh import axis_of
 
 VIEWS = ("reshape", "squeeze", "expand_dims", "name", "copy", "copy_p", "sharding_constraint")
@@ -43,9 +44,9 @@ def residual_bytes(jaxpr: Any, mesh: Any, shardings: Sequence[Any] = ()) -> floa
 def dot_flops(jaxpr: Any) -> float:
     """Operations of all products of a traced step, loops and shards counted, dead ones not.
 
-    A Pallas kernel counts as its body's products times its grid.
+    A Pallas kernel counts as its body's products times what it computes of its grid.
     """
-    return _flops(jaxpr.jaxpr, None)
+    return _flops(jaxpr.jaxpr, None, 1.0)
 
 
 def _kept(jaxpr: Any, dims: Dims, ways: int) -> float:
@@ -83,12 +84,13 @@ def _kept(jaxpr: Any, dims: Dims, ways: int) -> float:
     return sum((_bytes(v.aval) / (ways if v in places else 1) for v in kept), 0.0)
 
 
-def _flops(jaxpr: Any, wanted: Sequence[bool] | None) -> float:
-    return sum((_flops_of(e, outs) for e, outs in _live(jaxpr, wanted)), 0.0)
+def _flops(jaxpr: Any, wanted: Sequence[bool] | None, visible: float) -> float:
+    return sum((_flops_of(e, outs, visible) for e, outs in _live(jaxpr, wanted)), 0.0)
 
 
-def _flops_of(e: Any, outs: Sequence[bool]) -> float:
+def _flops_of(e: Any, outs: Sequence[bool], visible: float) -> float:
     name = e.primitive.name
+    visible = _visible(e) or visible
     if name == "dot_general":
         (contracted, _), _ = e.params["dimension_numbers"]
         shared = math.prod(e.invars[0].aval.shape[d] for d in contracted)
@@ -97,17 +99,25 @@ def _flops_of(e: Any, outs: Sequence[bool]) -> float:
     if not inner:
         return 0.0
     if name == "scan":
-        return e.params["length"] * _flops(inner[0], _stable(inner[0], outs, e))
+        return e.params["length"] * _flops(inner[0], _stable(inner[0], outs, e), visible)
     if name == "cond":
-        return max(_flops(branch, outs) for branch in inner)
+        return max(_flops(branch, outs, visible) for branch in inner)
     if name == "shard_map":
-        return _shards(e) * _flops(inner[0], outs)
+        return _shards(e) * _flops(inner[0], outs, visible)
     if name == "pallas_call":
         grid = getattr(e.params.get("grid_mapping"), "grid", ())
         runs = math.prod(n for n in grid if isinstance(n, int))
-        return runs * _flops(inner[0], None)
+        return visible * runs * _flops(inner[0], None, visible)
     same = [j for j in inner if len(j.outvars) == len(outs)]
-    return _flops(same[0], outs) if same else sum((_flops(j, None) for j in inner), 0.0)
+    if same:
+        return _flops(same[0], outs, visible)
+    return sum((_flops(j, None, visible) for j in inner), 0.0)
+
+
+def _visible(e: Any) -> float | None:
+    """The share of a kernel's grid that is computed, where the equation stands in its scope."""
+    found = re.search(rf"{VISIBLE}([0-9.]+)", str(e.source_info.name_stack))
+    return float(found[1]) if found else None
 
 
 def _shards(e: Any) -> int:

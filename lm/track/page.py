@@ -69,6 +69,10 @@ summary { cursor:pointer; }
   padding:.8rem 1rem; margin:.7rem 0; }
 pre { margin:0; white-space:pre-wrap; overflow-wrap:anywhere; font-family:ui-monospace,monospace;
   font-size:.85rem; }
+div.parts { display:flex; height:1.4rem; border-radius:6px; overflow:hidden; margin:.6rem 0; }
+.parts i { display:block; height:100%; }
+.parts td i { display:inline-block; width:.7rem; height:.7rem; margin-right:.5rem; }
+.parts td:first-child { text-align:left; }
 .sample pre b { color:var(--c0); }
 .samples { columns:2 24rem; column-gap:1rem; }
 .samples .sample { break-inside:avoid; margin-top:0; }

@@ -14,8 +14,12 @@ from lm.errors import CheckpointError, ResourceError
 from lm.track.charts import PALETTE, Chart, Curve, draw, table
 from lm.track.curves import Series
 from lm.track.format import count, duration, gib, grouped, percent
+from lm.track.goodput import LIVES, account, read_lives
 from lm.track.jsonl import read
 from lm.track.page import SCRIPT, STYLE
+
+PART_COLOURS = ("c2", "c4", "c3", "c5", "c0", "c1", "soft")
+"""Of the parts of goodput, in their order; of the page's style."""
 
 
 class Facts(NamedTuple):
@@ -28,6 +32,8 @@ class Facts(NamedTuple):
     """Of the newest checkpoint: commit, versions, devices."""
     summary: Mapping[str, Any]
     samples: list[Mapping[str, Any]]
+    goodput: Mapping[str, float]
+    """Seconds by part, as ``lm.track.goodput`` has them."""
 
     @property
     def last_step(self) -> int:
@@ -39,8 +45,8 @@ def write_report(run: Path) -> Path:
     """Write ``report.html`` into a run's folder from what stands there, and return its path.
 
     Read are ``metrics.jsonl``, ``experiment.json``, the newest checkpoint's ``record.json``,
-    ``summary.json`` (figures of the whole run) and ``samples.json`` (``[{prompt, text}]``); any
-    may be missing, or unreadable, and what it would have told is left out.
+    ``summary.json`` (figures of the whole run), ``samples.json`` (``[{prompt, text}]``) and
+    ``lives.jsonl``; any may be missing, or unreadable, and what it would have told is left out.
 
     Raises:
         CheckpointError: there is no such folder.
@@ -73,6 +79,7 @@ def gather(run: Path) -> Facts:
         record=_load(newest, dict) if newest else {},
         summary=_load(run / "summary.json", dict),
         samples=[sample for sample in samples if isinstance(sample, dict)],
+        goodput=account(read_lives(run / LIVES)).parts,
     )
 
 
@@ -94,6 +101,7 @@ def render(facts: Facts) -> str:
         "<h2>Curves</h2><p class=sub>Faint: every value. Strong: the moving average.</p>"
         f"<div class=charts>{''.join(charts)}</div>{note}",
         _fold("Table of values", f"<div class=scroll>{values}</div>") if values else "",
+        _goodput(facts.goodput),
         _samples(facts.samples),
         "<h2>How it was made</h2>" + _facts_table(facts),
         _fold("The whole experiment", f"<pre>{escape(experiment)}</pre>")
@@ -223,6 +231,7 @@ def _evaluations(metrics: list[dict[str, Any]]) -> list[str]:
 def _all_series(metrics: list[dict[str, Any]]) -> Iterable[Series]:
     """Sparse series first, so that none of their steps is left out of the table."""
     names = {key: None for entry in metrics for key in entry if key != "step"}
+    names = [name for name in names if not name.startswith("goodput/")]  # has a table of its own
     for name in sorted(names, key=lambda key: not key.startswith("eval/")):
         yield series_of(metrics, name, name=name)
 
@@ -246,6 +255,27 @@ def _tiles(tiles: list[tuple[str, str, str]]) -> str:
         for what, value, remark in tiles
     )
     return f"<dl class=tiles>{cells}</dl>"
+
+
+def _goodput(parts: Mapping[str, float]) -> str:
+    """Where the time went: one bar, and the figures below it."""
+    whole = sum(parts.values())
+    if whole <= 0:
+        return ""
+    bar = rows = ""
+    for (part, seconds), colour in zip(parts.items(), PART_COLOURS, strict=True):
+        share = 100 * max(0.0, seconds) / whole
+        swatch = f"background:var(--{colour})"
+        bar += f'<i style="width:{share:.3f}%;{swatch}"></i>'
+        rows += (
+            f'<tr><td><i style="{swatch}"></i>{_words(part)}</td><td>{duration(seconds)}</td>'
+            f"<td>{share:.1f} %</td></tr>"
+        )
+    return (
+        "<h2>Where the time went</h2>"
+        f"<p class=sub>{duration(whole)} in all, from the first start on, restarts included.</p>"
+        f"<div class=parts>{bar}</div><table class=parts>{rows}</table>"
+    )
 
 
 def _samples(samples: list[Mapping[str, Any]]) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from lm.errors import UserError
+from lm.errors import ConfigError, UserError
 from lm.track.console import Console, Stream
 from lm.track.jsonl import JsonLines
 from lm.track.tensorboard import TensorBoard
@@ -42,6 +42,20 @@ class Trackers:
     """``metrics.jsonl`` in the run's folder, from which the report is drawn."""
     tensorboard: bool = True
     """Event files in ``tensorboard/`` in the run's folder."""
+    stuck_seconds: float = 300.0
+    """A step, or a wait for data, is told of with all stacks if it lasts longer than this and than
+    20 median steps."""
+
+    def __post_init__(self) -> None:
+        """A time is positive.
+
+        Raises:
+            ConfigError: one that is not.
+        """
+        if not self.stuck_seconds > 0:
+            raise ConfigError(
+                f"tracking.stuck_seconds: {self.stuck_seconds} must be above 0; inf never tells."
+            )
 
     def build(
         self, run: Path, *, restored_step: int, total_steps: int, stream: Stream | None = None

@@ -9,6 +9,7 @@ import jax
 
 from lm.batch import Batch, Params
 from lm.errors import UserError
+from lm.train.activity import Phase
 from lm.train.state import TrainState
 from lm.train.step import Metrics
 
@@ -28,6 +29,15 @@ class Batches(Protocol):
         ...
 
 
+@runtime_checkable
+class Doing(Protocol):
+    """Told what comes next, as ``lm.train.activity.Activity`` is."""
+
+    def __call__(self, phase: Phase, step: int, *, hidden: bool = False) -> None:
+        """``hidden``: the wait for data that is over kept no device waiting."""
+        ...
+
+
 class Job(NamedTuple):
     """What a loop needs; every field is live."""
 
@@ -38,7 +48,7 @@ class Job(NamedTuple):
     place: Callable[[Batch], Batch]
     """Host rows -> global arrays."""
     track: Callable[[int, Mapping[str, float], "Times"], None]
-    """(step, its metrics, its times)"""
+    """(step, its metrics, its times); raises where training may not go on"""
     evaluate_at: Callable[[int], bool]
     evaluate: Callable[[int, Params], None]
     save_at: Callable[[int], bool]
@@ -48,6 +58,7 @@ class Job(NamedTuple):
     """Asked once after every step."""
     trace: Callable[[int, TrainState], None] = lambda step, state: None
     """(step that comes next, state so far): told before every step, and once after the last."""
+    doing: Doing = lambda phase, step, *, hidden=False: None
 
 
 class Times(NamedTuple):
@@ -65,16 +76,19 @@ def run(job: Job, state: TrainState) -> tuple[TrainState, int]:
     step, so that a run that goes on from there has lost none.
 
     Raises:
-        DivergedError: a loss that is not finite; checkpoints are as they were.
+        DivergedError: a number that is not finite, and its update was made; checkpoints are as
+            they were.
     """
     start = int(state.step)
     reported = _Reports(job)
     step = start
     while step < job.steps:
         job.trace(step + 1, state)
+        job.doing("data", step + 1)
         began = time.perf_counter()
         host_batch = next(job.batches)
         waited = time.perf_counter() - began
+        job.doing("step", step + 1, hidden=reported.busy())
         with jax.transfer_guard("disallow"):  # of what happens every step, nothing is implicit
             batch = job.place(host_batch)
             state, metrics = job.step(state, batch)
@@ -87,6 +101,7 @@ def run(job: Job, state: TrainState) -> tuple[TrainState, int]:
             reported.evaluate(step, state.trainable)
         if job.save_at(step) or stop or last:
             reported.catch_up()
+            job.doing("save", step)
             job.save(step, state, job.batches.position)
         if evaluate and stop:  # whoever asked may not wait for long: the state comes first
             reported.evaluate(step, state.trainable)
@@ -115,9 +130,17 @@ class _Reports:
         before, self.waiting = self.waiting, None
         self._report(before)
 
+    def busy(self) -> bool:
+        """Whether the devices still work at what was handed over."""
+        if self.waiting is None:
+            return False
+        computed: Any = self.waiting[1].values()
+        return not all(value.is_ready() for value in computed)
+
     def evaluate(self, step: int, params: Params) -> None:
         """Report all that was handed over, then evaluate; the time it takes is no training."""
         self.catch_up()
+        self.job.doing("evaluate", step)
         self.job.evaluate(step, params)
         self.last_read = time.perf_counter()
 
@@ -130,7 +153,7 @@ class _Reports:
         self.job.track(step, values, Times(now - self.last_read, waited))
         self.last_read = now
         wrong = [f"{n} is {v}" for n, v in values.items() if not math.isfinite(v)]
-        if wrong:
+        if wrong and not values.get("skipped"):  # else the state is as it was before
             raise DivergedError(
                 f"step {step}: {', '.join(wrong)}. Training cannot go on from numbers like these; "
                 "the checkpoints before are untouched. Lower optimizer.schedule.peak, lengthen its "

@@ -15,7 +15,7 @@ from lm.optim.optimizer import Optimizer
 from lm.optim.shardings import state_shardings
 from lm.train.placed import Placed, row_shards
 from lm.train.state import TrainState
-from lm.train.step import Metrics, Step, Training, train_step
+from lm.train.step import JUDGED, Metrics, Step, Training, train_step
 
 
 @runtime_checkable
@@ -37,12 +37,17 @@ class Program(NamedTuple):
     init: Callable[[Array], TrainState]
     """A key -> the state before the first step, each leaf made where it lives."""
     step: Compiled
-    """(state, batch) -> state, metrics; the state given is donated."""
+    """(state, batch, limits = none) -> state, metrics; the state given is donated."""
     state: TrainState
     """Abstract leaves: shape, dtype, sharding."""
     batch: Batch
     """Abstract leaves."""
     placed: Placed
+
+    @property
+    def limits(self) -> jax.ShapeDtypeStruct:
+        """The step's optional limits, abstract: a number for each metric that judges it."""
+        return jax.ShapeDtypeStruct((len(JUDGED),), "float32", sharding=self.placed.replicated)
 
 
 def build_program(
@@ -99,8 +104,11 @@ def build_program(
 def _fetching(step: Step, places: Any) -> Step:
     """The step, on a state whose optimizer's part must first come to the device."""
 
-    def with_fetch(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        return step(state._replace(optimizer=jax.device_put(state.optimizer, places)), batch)
+    def with_fetch(
+        state: TrainState, batch: Batch, limits: Array | None = None, /
+    ) -> tuple[TrainState, Metrics]:
+        fetched = state._replace(optimizer=jax.device_put(state.optimizer, places))
+        return step(fetched, batch, limits)
 
     return with_fetch
 

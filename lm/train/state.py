@@ -11,7 +11,7 @@ class TrainState(NamedTuple):
     """Everything a step reads besides its batch, and all that it changes."""
 
     step: Int[Array, ""]
-    """Updates made so far."""
+    """Steps made so far; the update of one with bad numbers was left out."""
     trainable: Params
     """Master weights that the optimizer changes, float32."""
     frozen: Params

@@ -1,4 +1,9 @@
-"""One optimizer step: gradients of the summed loss in the explicit region, then the update."""
+"""One optimizer step: gradients of the summed loss in the explicit region, then the update.
+
+The update is left out where the batch's numbers are bad: the state stays as it was, bit for bit,
+but for its step.  A select does it, which the compiler fuses into the update of each leaf: it
+takes no memory, where a branch (``lax.cond``) would hold both states.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,7 +23,12 @@ from lm.train.placed import Placed
 from lm.train.state import TrainState
 
 Metrics = Mapping[str, Array]
-Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+JUDGED = ("loss", "gradient_norm")
+"""The metrics by which a step is judged, in the order of its limits."""
+
+Step = Callable[..., tuple[TrainState, Metrics]]
+"""(state, batch, limits = none) -> state, metrics; limits are the most that each of JUDGED may be,
+float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,10 +111,17 @@ def train_step(
     learning_rate: optax.Schedule,
     microbatches: int,
 ) -> Step:
-    """A pure function of state and batch; losses and accuracy are means over scored tokens."""
+    """A pure function of state and batch; losses and accuracy are means over scored tokens.
+
+    Where loss or gradient norm are not finite, or beyond the limits, ``skipped`` is 1 and nothing
+    of the state is new but the step.  Both are sums over the whole batch, so that every device
+    decides alike.
+    """
     summed_gradients = gradients(placed, objective, microbatches)
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def step(
+        state: TrainState, batch: Batch, limits: Array | None = None, /
+    ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.key, state.step)
         found, loss = summed_gradients(state.trainable, state.frozen, key, batch)
         scale = 1.0 / jnp.maximum(loss.weight, 1.0)
@@ -117,10 +134,29 @@ def train_step(
             **means,
             "objective": loss.total * scale,
             "gradient_norm": optax.tree.norm(found),
-            "learning_rate": jnp.asarray(learning_rate(state.step), jnp.float32),
+            "learning_rate": jnp.asarray(learning_rate(updates_made(state)), jnp.float32),
             "scored_tokens": loss.weight,
         }
+        good = _is_good(metrics, limits)
+        metrics["skipped"] = 1.0 - good.astype(jnp.float32)
+        trainable, inner = jax.tree.map(
+            lambda new, old: jnp.where(good, new, old),
+            (trainable, inner),
+            (state.trainable, state.optimizer),
+        )
         after = TrainState(state.step + 1, trainable, state.frozen, inner, state.key)
         return after, metrics
 
     return step
+
+
+def updates_made(state: TrainState) -> Array:
+    """Steps less those whose update was left out, as the optimizer counts where it does."""
+    counts = optax.tree_utils.tree_get_all_with_path(state.optimizer, "count")
+    return counts[-1][1] if counts else state.step
+
+
+def _is_good(metrics: Metrics, limits: Array | None) -> Array:
+    judged = jnp.stack([metrics[name] for name in JUDGED])
+    good = jnp.isfinite(judged).all() & jnp.isfinite(metrics["objective"])
+    return good if limits is None else good & (judged <= limits).all()

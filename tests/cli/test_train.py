@@ -51,7 +51,7 @@ def runs(first, tmp_path) -> Path:
 def test_the_figures_of_a_run_have_the_names_that_were_agreed(first):
     figures = json.loads((first / "first.json").read_text())
     names = ["run", "step", "finished", "tokens", "tokens_per_second", "parameters", "held_out"]
-    assert list(figures) == [*names, "checkpoint"]
+    assert list(figures) == [*names, "checkpoint", "goodput"]
     assert figures["step"] == 2
     assert figures["finished"] is True
     assert figures["tokens"] == 2 * 8 * 16

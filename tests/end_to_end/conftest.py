@@ -6,7 +6,8 @@ import random
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,15 +74,19 @@ def config(text: Path, tmp_path: Path) -> Callable[..., Path]:
 
 
 def start(
-    words: list[Any], cwd: Path, devices: int = 1, module: str = "lm", **env: str
+    words: list[Any],
+    cwd: Path,
+    devices: int = 1,
+    program: Sequence[Any] = ("-m", "lm"),
+    **env: str,
 ) -> subprocess.Popen[str]:
-    """``lm WORDS`` (or another module) in a process with so many devices."""
+    """``lm WORDS`` in a process with so many devices; ``program`` may be a script in its place."""
     flags = (
         f"--xla_force_host_platform_device_count={devices} "
         "--xla_cpu_collective_call_terminate_timeout_seconds=600"
     )
     return subprocess.Popen(
-        [sys.executable, "-m", module, *map(str, words)],
+        [sys.executable, *map(str, (*program, *words))],
         cwd=cwd,
         env={
             **os.environ,
@@ -112,9 +117,14 @@ def lm(words: list[Any], cwd: Path, devices: int = 1) -> str:
 
 
 def start_together(
-    words: list[Any], cwd: Path, processes: int, devices: int, module: str = "lm", **env: str
+    words: list[Any],
+    cwd: Path,
+    processes: int,
+    devices: int,
+    program: Sequence[Any] = ("-m", "lm"),
+    **env: str,
 ) -> list[subprocess.Popen[str]]:
-    """``lm WORDS`` (or another module) in processes on loopback, with so many devices each."""
+    """``lm WORDS`` (or another program) in processes on loopback, with so many devices each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -123,7 +133,7 @@ def start_together(
             words,
             cwd,
             devices,
-            module,
+            program,
             JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}",
             JAX_NUM_PROCESSES=str(processes),
             JAX_PROCESS_ID=str(rank),
@@ -133,14 +143,54 @@ def start_together(
     ]
 
 
-def together(words: list[Any], cwd: Path, processes: int, devices: int) -> list[str]:
+def together(
+    words: list[Any],
+    cwd: Path,
+    processes: int,
+    devices: int,
+    program: Sequence[Any] = ("-m", "lm"),
+) -> list[str]:
     """Run ``lm WORDS`` as several processes on loopback to their end; what each said."""
-    joined = start_together(words, cwd, processes, devices)
+    joined = start_together(words, cwd, processes, devices, program)
     try:
         return [finished(process) for process in joined]
     finally:
         for process in joined:
             process.kill()
+
+
+def begin(words: list[Any], cwd: Path, processes: int) -> list[subprocess.Popen[str]]:
+    """The processes of a run, each with a sign of life in ``cwd/beats``."""
+    (cwd / "beats").mkdir(exist_ok=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return [
+        start(
+            words,
+            cwd,
+            JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}",
+            JAX_NUM_PROCESSES=str(processes),
+            JAX_PROCESS_ID=str(rank),
+            LM_HEARTBEATS=str(cwd / "beats"),
+            JAX_COMPILATION_CACHE_DIR=str(cwd.parent / "compiled"),
+        )
+        for rank in range(processes)
+    ]
+
+
+def wait_for_step(
+    joined: list[subprocess.Popen[str]], cwd: Path, step: int, seconds: float = 240
+) -> None:
+    """Until every process is beyond a step."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        beats = [json.loads(file.read_text()) for file in (cwd / "beats").glob("*.json")]
+        if len(beats) == len(joined) and all(beat["step"] > step for beat in beats):
+            return
+        assert all(process.poll() is None for process in joined), joined[0].communicate()[0]
+        time.sleep(0.05)
+    raise AssertionError("training did not begin")
 
 
 def digests(run: Path) -> dict[int, dict[str, Any]]:

@@ -68,9 +68,9 @@ class Bench:
         words = self.words(name, spec, options)
         env = {"JAX_COMPILATION_CACHE_DIR": str(self.compiled)}
         if processes == 1:
-            return [start(words, self.folder, self.devices, INJECT, **env)]
+            return [start(words, self.folder, self.devices, ("-m", INJECT), **env)]
         devices = self.devices // processes
-        return start_together(words, self.folder, processes, devices, INJECT, **env)
+        return start_together(words, self.folder, processes, devices, ("-m", INJECT), **env)
 
     def attempts(
         self,
@@ -125,7 +125,7 @@ class Bench:
         command = [sys.executable, "-m", INJECT, *self.words(name, spec, options)]
         env = {"JAX_COMPILATION_CACHE_DIR": str(self.compiled)}
         words = ["local", *devices, *patience, *logs, *command]
-        return over([start(words, self.folder, module="launch", **env)], timeout=400)[0]
+        return over([start(words, self.folder, program=("-m", "launch"), **env)], timeout=400)[0]
 
     def kills(
         self,

@@ -3,9 +3,12 @@
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from lm.layers.execution import Execution
+from lm.ops.attention import splash
+from lm.ops.attention.pattern import Pattern, Where
 from lm.parallel.mesh import Mesh
 from lm.plan.compiled import trace
 from lm.plan.trace import dot_flops, residual_bytes
@@ -62,6 +65,27 @@ def test_products_of_the_traced_step_are_those_of_the_models_formula(tools):
     ):
         traced = trace(tools.ask(run).program)
         assert dot_flops(traced.jaxpr) == pytest.approx(wanted, rel=1e-6)
+
+
+@pytest.mark.parametrize(("window", "share"), [(None, 10 / 16), (512, 7 / 8)])
+def test_blocks_that_a_kernel_skips_are_no_work(window, share):
+    """Of 4 x 4 blocks of 512: causal 10; a window leaves 7 of a grid narrowed to 4 x 2."""
+    q = jax.ShapeDtypeStruct((1, 2048, 2, 64), jnp.float32)
+    ids = jax.ShapeDtypeStruct((1, 2048), jnp.int32)
+
+    def attend(q, ids):
+        where = Where(ids, ids)
+        return splash.attend(q, q, q, where, where, Pattern(window=window), interpret=True)
+
+    forward = dot_flops(jax.jit(attend).trace(q, ids).jaxpr)
+    both = jax.grad(lambda q, ids: attend(q, ids).sum())
+    grid = 16 if window is None else 8
+    product = 2 * 2 * 512 * 512 * 64 * grid
+    assert forward == pytest.approx(2 * product * share, rel=1e-3)
+    # The backward kernels make scores and their gradients again: seven products.
+    assert dot_flops(jax.jit(both).trace(q, ids).jaxpr) == pytest.approx(
+        9 * product * share, rel=1e-3
+    )
 
 
 def test_whole_block_remat_computes_the_forward_pass_of_the_blocks_again(tools):

@@ -29,6 +29,10 @@ class Metric(jax.Array):
     def copy_to_host_async(self) -> None:
         """Starts a copy and waits for nothing."""
 
+    def is_ready(self) -> bool:
+        """Whether it is computed; the device is behind."""
+        return False
+
     def block_until_ready(self) -> "Metric":
         self._events.append(("wait", self._step))
         return self
@@ -94,6 +98,7 @@ def recorded(steps: int = 4, losses: dict[int, float] | None = None, **changes: 
         save_at=lambda n: n in changes.get("save", ()),
         save=lambda n, _, position: events.append(("save", n, position)),
         stop_requested=lambda n: n in changes.get("stop", ()),
+        doing=changes.get("doing", lambda phase, step, *, hidden=False: None),
     )
     try:
         return events, loop.run(job, state())[1]
@@ -162,6 +167,27 @@ def test_who_asked_for_a_stop_does_not_wait_for_an_evaluation(step):
     """It comes after the save; the last step has one in any case."""
     events, _ = recorded(steps=4, evaluate=(2,), stop=(step,))
     assert events[-2:] == [("save", step, 4 * step), ("evaluate", step)]
+
+
+def test_whoever_watches_is_told_what_is_done_and_which_waits_kept_nothing_waiting():
+    told: list = []
+
+    def doing(phase: str, step: int, *, hidden: bool = False) -> None:
+        told.append((phase, step, hidden))
+
+    recorded(steps=3, evaluate=(2,), save=(2,), doing=doing)
+    assert told == [
+        ("data", 1, False),
+        ("step", 1, False),
+        ("data", 2, False),
+        ("step", 2, True),
+        ("evaluate", 2, False),
+        ("save", 2, False),
+        ("data", 3, False),
+        ("step", 3, False),  # all was read before the save
+        ("evaluate", 3, False),
+        ("save", 3, False),
+    ]
 
 
 def test_a_finished_state_takes_no_step():

@@ -14,6 +14,9 @@ HIDDEN = -1e30
 ATTENTION = "attention"
 """Checkpoint name of what attention gives.  ``splash`` and the streamed ``blocked`` name their
 log-normalisers too: a policy that saves the name spares the backward pass the forward kernel."""
+VISIBLE = "visible_blocks_"
+"""A kernel that skips blocks which nobody sees runs in a named scope: this and the share of its
+grid that it computes."""
 
 
 class Pattern(NamedTuple):

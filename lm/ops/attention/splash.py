@@ -26,7 +26,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 )
 from jaxtyping import Array, Float
 
-from lm.ops.attention.pattern import ATTENTION, Pattern, Where, reach, scaled
+from lm.ops.attention.pattern import ATTENTION, VISIBLE, Pattern, Where, reach, scaled
 from lm.ops.attention.zigzag import Shard, natural, zigzag
 
 LANES = 128
@@ -70,18 +70,20 @@ def attend(
     """Attention of rows in natural order, or of one shard of them (keys in shard order)."""
     length, count = k_BSKH.shape[1], 1 if shard is None else shard.count
     kernel: Any = _kernel(length, count, reach(pattern), pattern.soft_cap, interpret)
+    seen = _share_seen(kernel)
     k_BSKH, v_BSKH, key_segments = (natural(x, count) for x in (k_BSKH, v_BSKH, key.segments))
     if shard is not None and count > 1:
         kernel = _of_shard(kernel, shard)
     one_row = jax.vmap(lambda q, k, v, ids, theirs: kernel(q, k, v, splash.SegmentIds(ids, theirs)))
     heads_first = partial(jnp.swapaxes, axis1=1, axis2=2)
-    o_BNTH = one_row(
-        heads_first(scaled(q_BTNH, pattern)),
-        heads_first(k_BSKH),
-        heads_first(v_BSKH),
-        query.segments,
-        key_segments,
-    )
+    with jax.named_scope(f"{VISIBLE}{seen:.4f}"):
+        o_BNTH = one_row(
+            heads_first(scaled(q_BTNH, pattern)),
+            heads_first(k_BSKH),
+            heads_first(v_BSKH),
+            query.segments,
+            key_segments,
+        )
     return heads_first(o_BNTH)
 
 
@@ -173,6 +175,12 @@ def _kernel(
         mask_function=seen,
         interpret=interpret,
     )
+
+
+def _share_seen(kernel: splash.SplashAttentionKernel) -> float:
+    """Of the blocks in the kernel's grid, how many are computed."""
+    blocks = kernel.fwd_mask_info.block_mask
+    return 1.0 if blocks is None else np.count_nonzero(blocks) / blocks.size
 
 
 def _of_shard(kernel: splash.SplashAttentionKernel, shard: Shard) -> splash.SplashAttentionKernel:
