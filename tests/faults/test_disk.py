@@ -91,7 +91,7 @@ def test_a_run_trains_on_while_its_disk_is_full_for_a_time(bench, small, disk):
 
 
 def test_saves_that_fail_once_are_told_and_cost_no_more_than_themselves(bench):
-    """At four places: where the folder is made, in the background, and before it is made whole."""
+    """At four places: before its folder is made, in the background, before it is whole."""
     faults = [
         "EROFS@save_folder:4",
         "EIO@save_data:6",
