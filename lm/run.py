@@ -23,6 +23,7 @@ from lm.checkpoint.layout import (
 )
 from lm.checkpoint.lock import LOCK, Lock, cannot_write
 from lm.checkpoint.record import make_record
+from lm.checkpoint.restore import agreed_steps
 from lm.checkpoint.store import Store, open_store
 from lm.config import diff, from_plain, to_plain
 from lm.data.loader import Loader, Stream
@@ -151,8 +152,12 @@ class Run:
         refuse_beyond(state + gradients, self.devices, what)
 
     def finished(self) -> int | None:
-        """The last step of the run on disk, if that is all that is asked for; else None."""
-        made = steps(self.folder)
+        """The last step of the run on disk, if that is all that is asked for; else None.
+
+        Raises:
+            CheckpointError: the hosts do not see the same checkpoints.
+        """
+        made = agreed_steps(self.folder)
         last = int(made[-1].name) if made else 0
         return last if last >= self.experiment.training.steps else None
 
@@ -253,7 +258,7 @@ class Run:
             track=self._track,
             evaluate_at=_every(e.evaluation.every),
             evaluate=lambda step, params: self._evaluate(step, params, evaluators),
-            save_at=_every(e.saving.every),
+            save_at=self._save_at,
             save=self._save,
             stop_requested=lambda _: False,
         )
@@ -299,10 +304,10 @@ class Run:
         _write(self.folder / "samples.json", kept)
 
     def finish_saving(self) -> None:
-        """Wait until the last save is whole.
+        """Wait until the last save is whole; one that failed is tried again.
 
         Raises:
-            CheckpointError: it failed; the ones before it are untouched.
+            CheckpointError: it cannot be saved; the ones before it are untouched.
         """
         if self.store is not None:
             self.store.wait()
@@ -377,6 +382,8 @@ class Run:
         metrics: dict[str, float | None] = {f"train/{n}": v for n, v in values.items()}
         metrics["train/tokens"] = step * e.training.tokens_per_step
         metrics |= {"time/step_seconds": times.step, "data/wait_seconds": times.data_wait, **fast}
+        if self.store is not None and self.store.failed:
+            metrics["checkpoint/failed"] = self.store.failed
         metrics["memory/peak_gib"] = memory_peak_gib(self.devices[0])
         self.rates.append(e.training.tokens_per_step / times.step)
         self.last = metrics
@@ -389,6 +396,11 @@ class Run:
             self.held_out[name] = figures
             if self.track is not None:
                 self.track(step, {f"eval/{name}/{key}": v for key, v in figures.items()})
+
+    def _save_at(self, step: int) -> bool:
+        """Whether to save after this step: it is its turn, or a save failed and is due again."""
+        due = self.store is not None and self.store.due()
+        return step % self.experiment.saving.every == 0 or agreed(due, step)
 
     def _save(self, step: int, state: TrainState, position: int) -> None:
         if self.track is not None:
