@@ -55,7 +55,7 @@ from lm.checkpoint.restore import Restored, restore, restore_newest
 from lm.checkpoint.saving import Saving
 from lm.config import Plain, to_plain
 from lm.errors import CheckpointError
-from lm.track.format import duration, gib
+from lm.track.format import duration
 
 logger = logging.getLogger(__name__)
 
@@ -293,8 +293,8 @@ class Store:
             return None
         made = self.steps()
         held = sum(path.stat().st_size for path in self._folder.rglob("*") if path.is_file())
-        told = f"; {len(made)} earlier ones hold {gib(held / 2**30)} there" if made else ""
-        return f"it needs {gib(need / 2**30)} and the disk has {gib(found.free / 2**30)} free{told}"
+        told = f"; the {len(made)} made before hold {_size(held)} there" if made else ""
+        return f"it needs {_size(need)} and the disk has {_size(found.free)} free{told}"
 
     def _finish(
         self, wanted: _Wanted, writing: list[Any], sums: Started, error: Exception | None
@@ -460,6 +460,10 @@ def _reason(error: BaseException) -> str:
     """One line of an error; TensorStore's begins with the place and ends with the cause."""
     line = " ".join(str(error).split()) or type(error).__name__
     return line if len(line) <= 300 else f"{line[:120]} ... {line[-170:]}"
+
+
+def _size(number: int) -> str:
+    return f"{number / 2**20:.0f} MiB" if number < 2**30 else f"{number / 2**30:.1f} GiB"
 
 
 def _remove(path: Path) -> None:
