@@ -66,8 +66,8 @@ _MEND = (
     "Make room (delete old steps, or lower --saving.keep), mend the permissions or the mount, and "
     "start the same command again."
 )
-BESIDE_BYTES = 2**22
-"""Room for what stands beside the arrays: metadata and the tokenizer."""
+BESIDE_BYTES = 2**18
+"""Room for what stands beside the arrays: metadata, and a tokenizer of the usual size."""
 
 
 class Patience(NamedTuple):
@@ -117,6 +117,8 @@ class Store:
     def __init__(self, folder: Path, saving: Saving, patience: Patience = PATIENT) -> None:
         self.failed = 0
         """Saves that failed or were left out so far."""
+        self.seconds: float | None = None
+        """What the last save took until it was whole; None before the first."""
         self._folder = folder
         self._saving = saving
         self._patience = patience
@@ -128,7 +130,7 @@ class Store:
         self._left_out = False
         """Whether no attempt was made yet, for the save before it was under way."""
         self._in_a_row = 0
-        self._again_at = 0.0
+        self._again_at = self._began = 0.0
         self._device = folder.stat().st_dev
         # Few files, whatever the number of leaves and shards; float32 weights hardly compress,
         # and without trying it takes a quarter of the time.  The handler itself rather than
@@ -174,7 +176,7 @@ class Store:
 
     def due(self) -> bool:
         """Whether a save failed and it is time for another one; this process's view."""
-        return self._why is not None and time.monotonic() >= self._again_at and self._join(0.0)
+        return self._why is not None and time.monotonic() >= self._again_at and self.settle(0.0)
 
     def wait(self) -> None:
         """Wait until the last state given is whole; every process must call it.
@@ -184,7 +186,7 @@ class Store:
         Raises:
             CheckpointError: it cannot be saved; the steps before it are untouched.
         """
-        self._join()
+        self.settle()
         tries = 0 if self._left_out else 1
         while self._wanted is not None:
             wanted, why = self._wanted, self._why or ""
@@ -196,7 +198,23 @@ class Store:
                 time.sleep(self._pause(tries))
             tries += 1
             self._begin(wanted)
-            self._join()
+            self.settle()
+
+    def settle(self, seconds: float | None = None) -> bool:
+        """Wait until no save is under way, whatever came of it.
+
+        Args:
+            seconds: the longest wait; None: as long as it takes.
+
+        Returns:
+            Whether there is none any more.
+        """
+        if self._thread is not None:
+            self._thread.join(seconds)
+            if self._thread.is_alive():
+                return False
+            self._thread = None
+        return True
 
     def restore(self, step: int, abstract: Tree) -> Restored:
         """One checkpoint, as ``lm.checkpoint.restore.restore``."""
@@ -208,7 +226,7 @@ class Store:
 
     def close(self) -> None:
         """Wait for the save under way, whatever becomes of it, and release what Orbax holds."""
-        self._join()
+        self.settle()
         self._handler.close()
 
     def __enter__(self) -> "Store":
@@ -226,15 +244,6 @@ class Store:
         finally:
             self.close()
 
-    def _join(self, seconds: float | None = None) -> bool:
-        """Wait for the save under way; whether there is none any more."""
-        if self._thread is not None:
-            self._thread.join(seconds)
-            if self._thread.is_alive():
-                return False
-            self._thread = None
-        return True
-
     def _begin(self, wanted: _Wanted) -> None:
         """Copy a state from the devices, and have a thread write it."""
         written = {name: as_written(leaf) for name, leaf in wanted.leaves.items()}
@@ -243,8 +252,9 @@ class Store:
         if obstacle == _SLOW:
             self._leave_out(wanted)
             return
-        self._join()
+        self.settle()
         self._wanted, self._why, self._left_out = wanted, None, False
+        self._began = time.monotonic()
         if obstacle == _THERE:
             self._wanted = None
             return
@@ -268,7 +278,7 @@ class Store:
 
     def _prepare(self, step: int, written: Mapping[str, Any]) -> str | None:
         """Make the folder to write to; says what keeps the step from being written."""
-        if not self._join(self._patience.slow):
+        if not self.settle(self._patience.slow):
             return _SLOW
         try:
             if is_whole(self._folder / str(step)):
@@ -313,6 +323,7 @@ class Store:
         if problem is not None:
             self._fail(wanted.step, problem)
             return
+        self.seconds = time.monotonic() - self._began
         self._in_a_row = 0
         if self._wanted is wanted:  # none was left out meanwhile
             self._wanted = None

@@ -77,7 +77,7 @@ def test_a_failed_save_is_told_and_counted_leaves_no_step_and_stops_nothing(fold
         save(store, 1, make_state(1))
         save(store, 2, make_state(2), error=FULL)
         save(store, 3, make_state(3), error=FULL)  # does not raise what the one before it met
-        store._join()
+        store.settle()
         assert (store.steps(), store.failed) == ([1], 2)
         assert names(folder) == ["1"]
         told = warnings(caplog)
@@ -94,7 +94,7 @@ def test_a_save_is_due_after_a_pause_that_doubles_until_one_succeeds(folder, mon
     with open_store(folder, Saving(), Patience(pause=5.0, longest=15.0)) as store:
         for pause in (5, 10, 15, 15):
             save(store, 1, make_state(1), error=FULL)
-            store._join()
+            store.settle()
             now[0] += pause - 0.1
             assert not store.due()
             now[0] += 0.2
@@ -103,7 +103,7 @@ def test_a_save_is_due_after_a_pause_that_doubles_until_one_succeeds(folder, mon
         store.wait()
         assert not store.due()
         save(store, 2, make_state(2), error=FULL)
-        store._join()
+        store.settle()
         now[0] += 5.1
         assert store.due()
         save(store, 3, make_state(3))
@@ -141,7 +141,7 @@ def test_a_state_that_training_has_overwritten_is_not_tried_again(folder):
     state = matrix()
     with open_store(folder, Saving(), Patience(pause=300.0)) as store:
         save(store, 1, state, error=FULL)
-        store._join()
+        store.settle()
         jax.block_until_ready(step(state))
         with pytest.raises(CheckpointError, match="step 1 could not be saved"):
             store.wait()
@@ -180,14 +180,14 @@ def test_a_disk_too_small_is_told_before_a_byte_is_written(folder, caplog, monke
     with open_store(folder, Saving(), QUICK) as store:
         save(store, 1, matrix(8))
         store.wait()
-        monkeypatch.setattr(shutil, "disk_usage", lambda _: real._replace(free=10 * 2**20))
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: real._replace(free=7 * 2**20))
         with monkeypatch.context() as patched:
             patched.setattr(store._handler, "async_save", None)  # would be called to write
             save(store, 2, matrix(8))
-            assert "it needs 12 MiB and the disk has 10 MiB free; " in warnings(caplog)[0]
+            assert "it needs 8 MiB and the disk has 7 MiB free; " in warnings(caplog)[0]
             assert "the 1 made before hold 8 MiB there" in warnings(caplog)[0]
         assert names(folder) == ["1"]
-        monkeypatch.setattr(shutil, "disk_usage", lambda _: real._replace(free=13 * 2**20))
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: real._replace(free=9 * 2**20))
     assert store.steps() == [1, 2]
 
 
@@ -200,17 +200,17 @@ def test_storage_that_tells_no_size_is_written_to(folder, monkeypatch):
 
 
 def test_a_small_disk_that_fills_keeps_the_last_good_step_and_is_used_again(small_disk, caplog):
-    """On a real file system of 16 MiB: two checkpoints of 5 MiB fit, a third does not."""
+    """On a real file system of 16 MiB: two checkpoints of 6 MiB fit, a third does not."""
     folder = small_disk / "run" / "checkpoints"
-    states = {step: matrix(5, step) for step in (1, 2, 3)}
+    states = {step: matrix(6, step) for step in (1, 2, 3)}
     with open_store(folder, Saving(keep=2), QUICK) as store:
         for step, state in states.items():
             save(store, step, state)
-            store._join()
+            store.settle()
         assert store.steps() == [1, 2]
         assert names(folder) == ["1", "2"]
         (told,) = warnings(caplog)
-        assert "needs 9 MiB and the disk has 6 MiB free; the 2 made before hold 10 MiB" in told
+        assert "needs 6 MiB and the disk has 4 MiB free; the 2 made before hold 12 MiB" in told
         shutil.rmtree(folder / "1")  # the user makes room
         save(store, 3, states[3])
         store.wait()
@@ -251,7 +251,7 @@ def test_a_disk_that_becomes_read_only_is_told_and_used_again(small_disk, caplog
         store.wait()
         remount("ro")
         save(store, 2, state)
-        store._join()
+        store.settle()
         assert "Read-only file system" in warnings(caplog)[0]
         assert store.steps() == [1]
         remount("rw")
@@ -297,7 +297,7 @@ def test_slow_storage_makes_a_save_be_left_out_and_made_up_for(folder, caplog):
     assert "step 2 could not be saved (the one before it is still being" in warnings(caplog)[0]
     assert not store.due()  # step 1 is still under way
     go_on.set()
-    store._join()
+    store.settle()
     assert store.due()
     assert store.steps() == [1]
     store.wait()  # the last state given must be saved, though it was left out

@@ -99,7 +99,7 @@ def fail(folder):
         store.wait()
         mend = break_writing(store)
         save(store, 1)
-        store._join()
+        store.settle()
         why = store._why
         mend()
         save(store, 2)
