@@ -8,13 +8,15 @@ device sums its own shards, and only these sums are added up.  As ``mix`` is a b
 for each index, one changed element always changes the digest; other changes escape with a
 probability of 2^-64.  It protects against rot and mistakes, not against an adversary.
 
-Every file has its SHA-256 too, read back after it was written.  At a restore the leaves vouch for
-the large files, which hold nothing else; their SHA-256 tells which file it is that was damaged.
+Every file has its SHA-256 too, read back after it was written, which tells the file that was
+damaged.  Where a part of a state is restored, its leaves vouch for the large files that hold them;
+where the whole is, the processes share out the reading of these.
 """
 
 import functools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,8 +34,9 @@ from lm.shards import sha256
 
 FORMAT = 1
 SMALL = 2**20
-"""Files of the state beyond this size, in bytes, hold leaves: a restore reads their SHA-256 only
-where a leaf is damaged."""
+"""Files of the state beyond this size, in bytes, hold leaves and are not read by every process."""
+THREADS = 4
+"""How many files are read at once to compare them."""
 _METADATA = {"_METADATA", "_sharding", "manifest.ocdbt", "zarr.json"}
 _ARRAYS = "array_metadatas"
 """Files, and a folder of some, that Orbax and TensorStore read whole into memory."""
@@ -143,15 +146,29 @@ def file_marks(step: Path, names: Iterable[str]) -> dict[str, str]:
     return {name: sha256(inside(step, name)) for name in names}
 
 
-def damaged_files(step: Path, digests: Digests, *, large: bool) -> list[str]:
-    """The files that are missing or not what was saved.
+def large_files(step: Path, digests: Digests) -> list[str]:
+    """The files that hold leaves, and are not to be read more often than need be."""
+    return [
+        name
+        for name in digests.files
+        if name.startswith(STATE + "/")
+        and (path := inside(step, name)).is_file()
+        and path.stat().st_size > SMALL
+    ]
 
-    Args:
-        step: the STEP folder.
-        digests: what vouches for it.
-        large: whether to read the large ones too, which hold leaves.
-    """
-    return [name for name, mark in digests.files.items() if _differs(step, name, mark, large=large)]
+
+def damaged_files(step: Path, digests: Digests, names: Iterable[str]) -> list[str]:
+    """Those of the named files that are missing or not what was saved."""
+
+    def differs(name: str) -> bool:
+        path, mark = inside(step, name), digests.files[name]
+        if mark.endswith(" bytes") and path.is_file():
+            return mark != f"{path.stat().st_size} bytes"
+        return sha256(path) != mark
+
+    wanted = list(names)
+    with ThreadPoolExecutor(THREADS) as pool:
+        return [name for name, bad in zip(wanted, pool.map(differs, wanted), strict=True) if bad]
 
 
 def refuse_unsafe(step: Path) -> None:
@@ -211,11 +228,17 @@ def read_digests(step: Path) -> Digests:
 
 def _digests(content: dict[str, Any]) -> Digests:
     leaves = {
-        str(name): Digest(str(leaf["dtype"]), tuple(map(int, leaf["shape"])), str(leaf["sum"]))
+        str(name): Digest(str(leaf["dtype"]), _shape(leaf["shape"]), str(leaf["sum"]))
         for name, leaf in content["leaves"].items()
     }
     files = {str(name): str(digest) for name, digest in content["files"].items()}
     return Digests(int(content["step"]), leaves, files)
+
+
+def _shape(found: Any) -> tuple[int, ...]:
+    if not isinstance(found, list) or not all(type(size) is int and size >= 0 for size in found):
+        raise ValueError(f"{str(found)[:60]!r} is no shape")
+    return tuple(found)
 
 
 def _read_later(leaf: Array) -> Callable[[], Lanes]:
@@ -292,17 +315,6 @@ def _axes(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
     if entry is None:
         return ()
     return (entry,) if isinstance(entry, str) else tuple(entry)
-
-
-def _differs(step: Path, name: str, mark: str, *, large: bool) -> bool:
-    path = inside(step, name)
-    if not path.is_file():
-        return True
-    size = path.stat().st_size
-    if mark.endswith(" bytes"):
-        return mark != f"{size} bytes"
-    holds_leaves = name.startswith(STATE + "/") and size > SMALL
-    return (large or not holds_leaves) and sha256(path) != mark
 
 
 def _bits(leaf: Array) -> Array:

@@ -5,6 +5,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from lm.checkpoint.agree import exchange, look, tell
 from lm.checkpoint.integrity import (
     Digests,
     damaged_files,
+    large_files,
     read_digests,
     read_sums,
     refuse_unsafe,
@@ -74,7 +76,7 @@ def restore(step: Path, abstract: Tree) -> Restored:
     hush_orbax()
     wanted = named_leaves(abstract)
     digests = _on_all(lambda: _checked(step, wanted))
-    leaves = _read(step, digests, wanted)
+    leaves = _read(step, digests, wanted, every_file=True)
     data = _on_all(lambda: load_json(step, DATA))
     return Restored(step, digests.step, _like(abstract, wanted, leaves), data)
 
@@ -94,7 +96,7 @@ def restore_params(step: Path, abstract: Tree, part: str = "trainable") -> Tree:
     wanted = {f"{part}.{name}": leaf for name, leaf in named_leaves(abstract).items()}
     digests = _on_all(lambda: _checked(step, wanted, f"{part}."))
     try:
-        return _like(abstract, wanted, _read(step, digests, wanted))
+        return _like(abstract, wanted, _read(step, digests, wanted, every_file=False))
     except DamagedError as error:
         raise DamagedError(f"{error} Use another step, or copy this one again.") from error
 
@@ -171,7 +173,7 @@ def verify(step: Path) -> list[str]:
     """
     hush_orbax()
     digests = _digests(step)
-    problems = [f"file {name}" for name in damaged_files(step, digests, large=True)]
+    problems = [f"file {name}" for name in damaged_files(step, digests, digests.files)]
     try:
         described = dict(_handler().metadata(epath.Path((step / STATE).absolute())).tree)
     except Exception as error:
@@ -238,10 +240,23 @@ def _refuse_differences(step: Path, lines: list[str]) -> None:
     )
 
 
-def _read(step: Path, digests: Digests, wanted: Mapping[str, Any]) -> dict[str, Array]:
-    """Read the wanted leaves and compare them, and all small files, with their digests."""
+def _read(
+    step: Path, digests: Digests, wanted: Mapping[str, Any], *, every_file: bool
+) -> dict[str, Array]:
+    """Read the wanted leaves and compare them, and files, with their digests.
+
+    Args:
+        step: the STEP folder.
+        digests: what vouches for it.
+        wanted: the leaves by shapes.
+        every_file: whether to read the large files to compare them, shared out among the processes;
+            else only where a leaf is damaged, to name the file.
+    """
     stored = {name: as_stored(leaf) for name, leaf in wanted.items()}
-    leaves, problems = _on_all(lambda: _try_to_read(step, digests, stored))
+    large = _on_all(lambda: large_files(step, digests))
+    names = [name for name in digests.files if name not in set(large)]
+    names += large[jax.process_index() :: jax.process_count()] if every_file else []
+    leaves, problems = _on_all(lambda: _try_to_read(step, digests, names, stored))
     if not any(exchange("restore/unreadable", len(leaves) < len(stored))):
         sums = read_sums(leaves)  # all processes take part in the sums, or none
         problems += [f"leaf {name}" for name in sums if sums[name] != digests.leaves[name].sum]
@@ -249,26 +264,31 @@ def _read(step: Path, digests: Digests, wanted: Mapping[str, Any]) -> dict[str, 
     problems = list(dict.fromkeys(problem for one in told for problem in one))
     if not problems:
         return leaves
-    first = jax.process_index() == 0
-    files = tell("restore/files", damaged_files(step, digests, large=True) if first else None)
-    problems += [f"file {name}" for name in files if f"file {name}" not in problems]
+    if not every_file:
+        first = jax.process_index() == 0
+        files = tell("restore/files", damaged_files(step, digests, large) if first else None)
+        problems += [f"file {name}" for name in files]
     more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
     named = ", ".join(sorted(problems, key=lambda problem: problem.startswith("file"))[:8])
     raise DamagedError(f"{step}: damaged; not what was saved: {named}{more}.")
 
 
 def _try_to_read(
-    step: Path, digests: Digests, stored: Mapping[str, jax.ShapeDtypeStruct]
+    step: Path,
+    digests: Digests,
+    names: list[str],
+    stored: Mapping[str, jax.ShapeDtypeStruct],
 ) -> tuple[dict[str, Array], list[str]]:
     """This process's part of the leaves (none if one cannot be read), and what is damaged."""
-    problems = [f"file {name}" for name in damaged_files(step, digests, large=False)]
-    try:
-        leaves = _read_arrays(step, stored)
-        return jax.block_until_ready(leaves), problems
-    except Exception as error:
-        _refuse_unless_damage(step, error)
-        unreadable = _unreadable(step, stored) or [f"its state ({_first_line(error)})"]
-        return {}, problems + unreadable
+    with ThreadPoolExecutor(1) as beside:
+        damaged = beside.submit(damaged_files, step, digests, names)
+        try:
+            leaves, problems = jax.block_until_ready(_read_arrays(step, stored)), []
+        except Exception as error:
+            _refuse_unless_damage(step, error)
+            leaves = {}
+            problems = _unreadable(step, stored) or [f"its state ({_first_line(error)})"]
+        return leaves, [*problems, *(f"file {name}" for name in damaged.result())]
 
 
 def _read_arrays(step: Path, stored: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Array]:

@@ -147,20 +147,19 @@ def test_every_file_is_covered_and_its_loss_noticed(tmp_path):
     files = integrity.file_marks(tmp_path, integrity.files_of(tmp_path))
     assert sorted(files) == ["data.json", "state/large", "state/small"]
     digests = Digests(1, {}, files)
-    assert integrity.damaged_files(tmp_path, digests, large=True) == []
+    assert integrity.large_files(tmp_path, digests) == ["state/large"]
+    assert integrity.damaged_files(tmp_path, digests, files) == []
     (tmp_path / "data.json").write_text("{ }")
     (tmp_path / "state" / "small").unlink()
     (tmp_path / "state" / "large").write_bytes(bytes(integrity.SMALL) + b"1")
-    small = ["data.json", "state/small"]
-    assert integrity.damaged_files(tmp_path, digests, large=False) == small
-    assert integrity.damaged_files(tmp_path, digests, large=True) == list(files)
+    assert integrity.damaged_files(tmp_path, digests, files) == list(files)
 
 
 def test_sizes_that_an_early_version_noted_are_compared(tmp_path):
     (tmp_path / "large").write_bytes(b"12345")
     for mark, damaged in (("5 bytes", []), ("6 bytes", ["large"])):
         digests = Digests(1, {}, {"large": mark})
-        assert integrity.damaged_files(tmp_path, digests, large=False) == damaged
+        assert integrity.damaged_files(tmp_path, digests, ["large"]) == damaged
 
 
 def test_a_link_out_of_the_folder_is_refused_wherever_it_stands(tmp_path):
