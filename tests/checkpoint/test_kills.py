@@ -43,7 +43,7 @@ def test_after_a_kill_the_whole_steps_are_listed_and_the_next_start_clears_the_r
     done = run(folder, "none")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == f"restored {whole[-1]}"
-    assert sorted(path.name for path in folder.iterdir()) == ["2", "3"]
+    assert sorted(path.name for path in folder.iterdir()) == ["3", "4"]
 
 
 def die(*_, **__):
@@ -88,7 +88,7 @@ def main(folder: Path, point: str) -> None:
             found = store.restore_newest(abstract(make_state(1)))
             assert bits(found.state) == bits(make_state(found.step))
             print(f"restored {found.step}")
-        for step in (1, 2, 3):
+        for step in (1, 2, 3, 4):
             if step == 3:
                 store.wait()
                 arm(point)
