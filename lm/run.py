@@ -25,7 +25,7 @@ from lm.checkpoint.layout import (
 )
 from lm.checkpoint.lock import LOCK, Lock, cannot_write
 from lm.checkpoint.record import make_record
-from lm.checkpoint.restore import Restored
+from lm.checkpoint.restore import Restored, agreed_steps
 from lm.checkpoint.store import Store, open_store
 from lm.config import diff, from_plain, to_plain
 from lm.data.loader import Loader, Stream
@@ -36,6 +36,7 @@ from lm.generate.sampling import Sampler
 from lm.generate.text import complete
 from lm.opened import open_for_generation, writer_of
 from lm.parallel import distributed
+from lm.parallel.agree import Agreement
 from lm.parallel.place import own_rows, to_global
 from lm.track.format import rate
 from lm.track.goodput import LIVES, Lives, account, read_lives
@@ -93,6 +94,8 @@ class Run:
         self.lock: Lock | None = None
         steps = experiment.training.steps
         self.judge = Judge(experiment.guard, self.folder, steps, self._tell)
+        self.again = Agreement()
+        """Whether some process has a save to repeat; asked once a step."""
         self.activity = Activity(began)
         self.lives: Lives | None = None
         """Where the time went; kept by process 0."""
@@ -203,8 +206,12 @@ class Run:
         refuse_beyond(state + gradients, self.devices, what)
 
     def finished(self) -> int | None:
-        """The last step of the run on disk, if that is all that is asked for; else None."""
-        made = steps(self.folder)
+        """The last step of the run on disk, if that is all that is asked for; else None.
+
+        Raises:
+            CheckpointError: the hosts do not see the same checkpoints.
+        """
+        made = agreed_steps(self.folder)
         last = int(made[-1].name) if made else 0
         return last if last >= self.experiment.training.steps else None
 
@@ -312,7 +319,7 @@ class Run:
             track=self._track,
             evaluate_at=_every(e.evaluation.every),
             evaluate=lambda step, params: self._evaluate(step, params, evaluators),
-            save_at=lambda step: step % e.saving.every == 0 or self.judge.due,
+            save_at=self._save_at,
             save=self._save,
             stop_requested=lambda _: False,
             doing=self.activity,
@@ -383,7 +390,7 @@ class Run:
             raise ValueError("a run goes back only after it has begun")
         self._account(spiked)
         self.activity("restore", spiked)
-        self.store.wait()
+        self.store.settle()
         self.stream.close()
         if self.track is not None:
             self.track.close()
@@ -448,10 +455,10 @@ class Run:
         _write(self.folder / "samples.json", kept)
 
     def finish_saving(self, step: int) -> None:
-        """Wait until the last save is whole.
+        """Wait until the last save is whole; one that failed is tried again.
 
         Raises:
-            CheckpointError: it failed; the ones before it are untouched.
+            CheckpointError: it cannot be saved; the ones before it are untouched.
         """
         if self.store is not None:
             self.store.wait()
@@ -529,6 +536,8 @@ class Run:
         metrics: dict[str, float | None] = {f"train/{n}": v for n, v in values.items()}
         metrics["train/tokens"] = step * e.training.tokens_per_step
         metrics |= {"time/step_seconds": times.step, "data/wait_seconds": times.data_wait, **fast}
+        if self.store is not None and self.store.failed:
+            metrics["checkpoint/failed"] = self.store.failed
         metrics["memory/peak_gib"] = memory_peak_gib(self.devices[0])
         self.rates.append(e.training.tokens_per_step / times.step)
         watch = self.judge.watch
@@ -555,6 +564,11 @@ class Run:
             return {}
         self.lives.spend(step, self.activity.take(), time=time.time(), finished=finished)
         return self.lives.shares()
+
+    def _save_at(self, step: int) -> bool:
+        """Whether to save after this step: it is its turn, or a save was put off or failed."""
+        due = self.again(self.store is not None and self.store.due())
+        return due or self.judge.due or step % self.experiment.saving.every == 0
 
     def _save(self, step: int, state: TrainState, position: int) -> None:
         if self.track is not None:

@@ -3,16 +3,20 @@
 Orbax restores a flipped bit without a word.  So every leaf of the state gets a digest as it is
 saved: its dtype, its global shape and the sum, modulo 2^32 in each of two lanes, of
 ``mix(global element index, bits)`` over all elements.  A sum does not care in which order or where
-its terms are added, so the digest is the same on every mesh and for any number of processes, and
-each device reads nothing but its own shards.  As ``mix`` is a bijection of the bits for each index,
-one changed element always changes the digest; other changes escape with a probability of 2^-64.
-It protects against rot and mistakes, not against an adversary.
+its terms are added, so the digest is the same on every mesh and for any number of processes: each
+device sums its own shards, and only these sums are added up.  As ``mix`` is a bijection of the bits
+for each index, one changed element always changes the digest; other changes escape with a
+probability of 2^-64.  It protects against rot and mistakes, not against an adversary.
 
-Files have their SHA-256, but those large ones that hold leaves only their size.
+Every file has its SHA-256 too, read back after it was written, which tells the file that was
+damaged.  Where a part of a state is restored, its leaves vouch for the large files that hold them;
+where the whole is, the processes share out the reading of these.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,14 +27,19 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from jaxtyping import Array, Shaped, UInt32
 
-from lm.checkpoint.layout import DIGESTS, STATE, inside, load_json, write_json
+from lm.checkpoint.agree import exchange
+from lm.checkpoint.layout import DIGESTS, METADATA_BYTES, STATE, inside, load_json, write_json
 from lm.errors import CheckpointError
 from lm.shards import sha256
 
 FORMAT = 1
 SMALL = 2**20
-"""Files of the state up to this size, in bytes, have a SHA-256; of larger ones, which hold leaves,
-the size is noted."""
+"""Files of the state beyond this size, in bytes, hold leaves and are not read by every process."""
+THREADS = 4
+"""How many files are read at once to compare them."""
+_METADATA = {"_METADATA", "_sharding", "manifest.ocdbt", "zarr.json"}
+_ARRAYS = "array_metadatas"
+"""Files, and a folder of some, that Orbax and TensorStore read whole into memory."""
 _UINTS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
 
 
@@ -51,29 +60,49 @@ class Digests:
     step: int
     leaves: dict[str, Digest]
     files: dict[str, str]
-    """SHA-256 (or size, as ``N bytes``) by path inside the STEP folder."""
+    """SHA-256 by path inside the STEP folder (``N bytes``, its size, for a large file of an early
+    version)."""
 
 
-def start_sums(leaves: Mapping[str, Array]) -> dict[str, Array]:
-    """Dispatch the sums of all leaves and return without waiting.
+Lanes = tuple[int, int]
+"""The two sums of a leaf, or of the part of it that one process holds."""
+Started = dict[str, Callable[[], Lanes]]
+"""Sums under way by name: what waits for each."""
 
-    Each result is two uint32 lanes, replicated over the devices of its leaf.  Call it before the
-    leaves are donated.  It compiles once for each kind of leaf (shape, dtype, sharding).
+
+def start_sums(leaves: Mapping[str, Array]) -> Started:
+    """Begin to sum this process's part of all leaves and return without waiting.
+
+    Call it before the leaves are donated.  An accelerator is given the work at once, one program
+    for each leaf, which compiles once for each kind of leaf (shape, dtype, sharding).  On a CPU the
+    work would only take the next step's cores and its buffers; there the arrays are read where
+    they lie, by whoever asks for the sums, for a buffer that NumPy looks at is not donated.
     """
-    sums: dict[str, Array] = {}
-    for name, leaf in leaves.items():
-        sums[name] = _summing(leaf.sharding)(leaf)
-        if len(leaf.sharding.device_set) > 1 and jax.default_backend() == "cpu":
-            # Virtual devices share a few threads: with several programs under way, each of which
-            # waits for all devices, the threads may all wait for ever (jaxlib 0.10.2).
-            jax.block_until_ready(sums[name])
-    return sums
+    begin = _read_later if jax.default_backend() == "cpu" else _dispatch
+    return {name: begin(leaf) for name, leaf in leaves.items()}
 
 
-def read_sums(sums: Mapping[str, Array]) -> dict[str, str]:
-    """Wait for the sums and write each as sixteen hexadecimal digits."""
-    local = jax.device_get({name: lanes.addressable_data(0) for name, lanes in sums.items()})
-    return {name: "".join(f"{int(lane):08x}" for lane in lanes) for name, lanes in local.items()}
+def read_sums(leaves: Mapping[str, Array]) -> dict[str, str]:
+    """The sums of whole leaves, sixteen hexadecimal digits each; on several processes a meeting.
+
+    A leaf that every process holds whole is summed by each for itself.
+    """
+    own = own_sums(start_sums(leaves))
+    spread = {name: own[name] for name, leaf in leaves.items() if not leaf.is_fully_addressable}
+    return {**written_sums([own]), **(written_sums(exchange("sums", spread)) if spread else {})}
+
+
+def own_sums(started: Started) -> dict[str, Lanes]:
+    """Wait for the sums of this process's parts; empties ``started``, which holds buffers."""
+    return {name: started.pop(name)() for name in list(started)}
+
+
+def written_sums(parts: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, str]:
+    """The sums of all processes added up, each written as sixteen hexadecimal digits."""
+    totals = {name: [sum(lane) for lane in zip(*(part[name] for part in parts), strict=True)]
+              for name in parts[0]}  # fmt: skip
+    return {name: "".join(f"{lane % 2**32:08x}" for lane in total)
+            for name, total in totals.items()}  # fmt: skip
 
 
 def element_sum(
@@ -106,15 +135,59 @@ def element_sum(
     return jnp.stack(lanes)
 
 
-def file_marks(step: Path) -> dict[str, str]:
-    """What to know each file of a checkpoint by: its SHA-256, or its size if it holds leaves."""
+def files_of(step: Path) -> list[str]:
+    """The files of a checkpoint but its digests, as paths inside it."""
     names = (path.relative_to(step).as_posix() for path in step.rglob("*") if path.is_file())
-    return {name: _mark(step, name) for name in sorted(names) if name != DIGESTS}
+    return sorted(name for name in names if name != DIGESTS)
 
 
-def damaged_files(step: Path, digests: Digests) -> list[str]:
-    """The files that are missing or not what was saved, as far as files tell."""
-    return [name for name, mark in digests.files.items() if _mark(step, name) != mark]
+def file_marks(step: Path, names: Iterable[str]) -> dict[str, str]:
+    """The SHA-256 of these files of a checkpoint, as they can be read now."""
+    return {name: sha256(inside(step, name)) for name in names}
+
+
+def large_files(step: Path, digests: Digests) -> list[str]:
+    """The files that hold leaves, and are not to be read more often than need be."""
+    return [
+        name
+        for name in digests.files
+        if name.startswith(STATE + "/")
+        and (path := inside(step, name)).is_file()
+        and path.stat().st_size > SMALL
+    ]
+
+
+def damaged_files(step: Path, digests: Digests, names: Iterable[str]) -> list[str]:
+    """Those of the named files that are missing or not what was saved."""
+
+    def differs(name: str) -> bool:
+        path, mark = inside(step, name), digests.files[name]
+        if mark.endswith(" bytes") and path.is_file():
+            return mark != f"{path.stat().st_size} bytes"
+        return sha256(path) != mark
+
+    wanted = list(names)
+    with ThreadPoolExecutor(THREADS) as pool:
+        return [name for name, bad in zip(wanted, pool.map(differs, wanted), strict=True) if bad]
+
+
+def refuse_unsafe(step: Path) -> None:
+    """Refuse a checkpoint that would have files outside of it read, or too much memory taken.
+
+    Raises:
+        CheckpointError: a link leads out of the folder, or a file of metadata is far too large.
+    """
+    for folder, folders, files in os.walk(step):
+        for name in (*folders, *files):
+            path = Path(folder, name)
+            if path.is_symlink():
+                inside(step, path.relative_to(step).as_posix())
+            read_whole = name in _METADATA or path.parent.name == _ARRAYS
+            if read_whole and path.is_file() and path.stat().st_size > METADATA_BYTES:
+                raise CheckpointError(
+                    f"{path}: {path.stat().st_size:,} bytes, where a few thousand are expected. "
+                    "Do not use this checkpoint."
+                )
 
 
 def write_digests(step: Path, digests: Digests) -> None:
@@ -155,16 +228,59 @@ def read_digests(step: Path) -> Digests:
 
 def _digests(content: dict[str, Any]) -> Digests:
     leaves = {
-        str(name): Digest(str(leaf["dtype"]), tuple(map(int, leaf["shape"])), str(leaf["sum"]))
+        str(name): Digest(str(leaf["dtype"]), _shape(leaf["shape"]), str(leaf["sum"]))
         for name, leaf in content["leaves"].items()
     }
     files = {str(name): str(digest) for name, digest in content["files"].items()}
     return Digests(int(content["step"]), leaves, files)
 
 
+def _shape(found: Any) -> tuple[int, ...]:
+    if not isinstance(found, list) or not all(type(size) is int and size >= 0 for size in found):
+        raise ValueError(f"{str(found)[:60]!r} is no shape")
+    return tuple(found)
+
+
+def _read_later(leaf: Array) -> Callable[[], Lanes]:
+    """Holds the shards of a leaf as they are now and sums them when called."""
+    shape = leaf.shape
+    shards = [
+        (np.asarray(shard.data), [along.start or 0 for along in shard.index])
+        for shard in leaf.addressable_shards
+        if shard.replica_id == 0
+    ]
+
+    def read() -> Lanes:
+        sums = [_sum_part(part, shape, np.asarray(starts, np.uint32)) for part, starts in shards]
+        return _added(sums)
+
+    return read
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _sum_part(
+    part: Shaped[Array, "..."], shape: tuple[int, ...], starts: UInt32[Array, "axes"]
+) -> UInt32[Array, "2"]:
+    return element_sum(part, shape, [starts[axis] for axis in range(len(shape))])
+
+
+def _dispatch(leaf: Array) -> Callable[[], Lanes]:
+    """Has every device sum its shard of a leaf, and waits for the sums when called."""
+    sums = _summing(leaf.sharding)(leaf)
+    return lambda: _added([shard.data for shard in sums.addressable_shards])
+
+
+def _added(sums: Sequence[Array]) -> Lanes:
+    first, second = np.sum(
+        [np.zeros(2, np.uint64), *(np.asarray(lanes, np.uint64).reshape(2) for lanes in sums)],
+        axis=0,
+    )
+    return int(first), int(second)
+
+
 @functools.cache
 def _summing(sharding: Sharding) -> Any:
-    """The jitted sum of a leaf that is spread so."""
+    """The jitted sum of each device's shard of a leaf that is spread so; nothing is exchanged."""
     if not isinstance(sharding, NamedSharding):
         return jax.jit(lambda leaf: element_sum(leaf, leaf.shape, (0,) * leaf.ndim))
     mesh, spec = sharding.mesh, sharding.spec
@@ -181,11 +297,14 @@ def _summing(sharding: Sharding) -> Any:
             lanes = element_sum(part, leaf.shape, starts)
             if others:  # of the copies of a shard, the first one counts
                 lanes = jnp.where(jax.lax.axis_index(others) == 0, lanes, jnp.zeros_like(lanes))
-            return jax.lax.psum(lanes, mesh.axis_names)
+            return lanes
 
-        # Written out rather than left to the partitioner: one small sum over the mesh for a leaf.
         return jax.shard_map(
-            sum_shard, mesh=mesh, in_specs=spec, out_specs=PartitionSpec(), check_vma=False
+            sum_shard,
+            mesh=mesh,
+            in_specs=spec,
+            out_specs=PartitionSpec(mesh.axis_names),
+            check_vma=False,
         )(leaf)
 
     return jax.jit(sum_shards)
@@ -196,12 +315,6 @@ def _axes(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
     if entry is None:
         return ()
     return (entry,) if isinstance(entry, str) else tuple(entry)
-
-
-def _mark(step: Path, name: str) -> str:
-    path = inside(step, name)
-    size = path.stat().st_size if path.is_file() else 0
-    return f"{size} bytes" if name.startswith(STATE + "/") and size > SMALL else sha256(path)
 
 
 def _bits(leaf: Array) -> Array:

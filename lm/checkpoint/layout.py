@@ -33,6 +33,8 @@ DIGESTS = "digests.json"
 PARTIAL = ".partial"
 DELETING = ".deleting"
 DAMAGED = ".damaged"
+METADATA_BYTES = 2**26
+"""What a file that is read whole may take; that of a state of 10,000 leaves takes 2 MB."""
 
 
 def is_whole(step: Path) -> bool:
@@ -41,8 +43,8 @@ def is_whole(step: Path) -> bool:
     Whether the rest is still what was saved is found by restoring it.
     """
     try:
-        found = json.loads((step / DIGESTS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = json.loads(_text(step / DIGESTS))
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(found, dict) and (step / STATE).is_dir()
 
@@ -95,17 +97,17 @@ def load_json(folder: Path, name: str) -> dict[str, Any]:
     """One of the JSON files of a checkpoint or run.
 
     Raises:
-        CheckpointError: it is missing, or not a JSON object.
+        CheckpointError: it is missing, far too large, or not a JSON object.
     """
     path = inside(folder, name)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(_text(path))
     except OSError as error:
         raise CheckpointError(
             f"{path}: cannot be read ({error.strerror or error}). Use another checkpoint, or copy "
             "this one again."
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path}: not JSON ({error}). Use another checkpoint, or copy this one again."
         ) from error
@@ -153,6 +155,15 @@ def _numbered(run: Path) -> list[Path]:
     # Only the plain spelling of a number: "010" would be a second name for step 10.
     plain = [entry for entry in folder.iterdir() if re.fullmatch("0|[1-9][0-9]*", entry.name)]
     return sorted((entry for entry in plain if entry.is_dir()), key=lambda entry: int(entry.name))
+
+
+def _text(path: Path) -> str:
+    size = path.stat().st_size
+    if not path.is_file():  # a pipe or a device may never end
+        raise OSError("no regular file")
+    if size > METADATA_BYTES:
+        raise OSError(f"{size:,} bytes, where at most {METADATA_BYTES:,} are read")
+    return path.read_text(encoding="utf-8")
 
 
 def _lack(step: Path) -> str:

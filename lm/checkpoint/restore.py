@@ -2,24 +2,27 @@
 
 import errno
 import logging
-from collections.abc import Mapping
+import math
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.experimental import multihost_utils
 from jaxtyping import Array
 
+from lm.checkpoint.agree import exchange, look, tell
 from lm.checkpoint.integrity import (
     Digests,
     damaged_files,
+    large_files,
     read_digests,
     read_sums,
-    start_sums,
+    refuse_unsafe,
 )
 from lm.checkpoint.layout import (
     DAMAGED,
@@ -33,6 +36,7 @@ from lm.checkpoint.layout import (
 from lm.checkpoint.leaves import Tree, as_stored, differences, from_stored, named_leaves
 from lm.checkpoint.quiet import hush_orbax
 from lm.errors import CheckpointError
+from lm.track.format import gib
 
 logger = logging.getLogger(__name__)
 
@@ -70,11 +74,10 @@ def restore(step: Path, abstract: Tree) -> Restored:
         CheckpointError: a leaf of another shape or dtype, too many or too few; nothing is cast.
     """
     hush_orbax()
-    digests = _digests(step)
     wanted = named_leaves(abstract)
-    _refuse_differences(step, differences(digests.leaves, wanted))
-    leaves = _read(step, digests, wanted)
-    data = load_json(step, DATA)
+    digests = _on_all(lambda: _checked(step, wanted))
+    leaves = _read(step, digests, wanted, every_file=True)
+    data = _on_all(lambda: load_json(step, DATA))
     return Restored(step, digests.step, _like(abstract, wanted, leaves), data)
 
 
@@ -90,12 +93,10 @@ def restore_params(step: Path, abstract: Tree, part: str = "trainable") -> Tree:
         DamagedError, CheckpointError: as ``restore``.
     """
     hush_orbax()
-    digests = _digests(step)
     wanted = {f"{part}.{name}": leaf for name, leaf in named_leaves(abstract).items()}
-    stored = {name: leaf for name, leaf in digests.leaves.items() if name.startswith(part + ".")}
-    _refuse_differences(step, differences(stored, wanted))
+    digests = _on_all(lambda: _checked(step, wanted, f"{part}."))
     try:
-        return _like(abstract, wanted, _read(step, digests, wanted))
+        return _like(abstract, wanted, _read(step, digests, wanted, every_file=False))
     except DamagedError as error:
         raise DamagedError(f"{error} Use another step, or copy this one again.") from error
 
@@ -106,9 +107,10 @@ def restore_newest(run: Path, abstract: Tree) -> Restored | None:
     A damaged one is renamed to ``STEP.damaged``, and the one before it is tried.
 
     Raises:
-        CheckpointError: every checkpoint is damaged, or they belong to another model.
+        CheckpointError: every checkpoint is damaged, they belong to another model, or the processes
+            do not see the same ones.
     """
-    found = steps(run)
+    found = agreed_steps(run)
     messages = [
         f"{folder}: not a whole checkpoint (never finished, or its digests cannot be read); "
         "passed over."
@@ -134,6 +136,33 @@ def restore_newest(run: Path, abstract: Tree) -> Restored | None:
     return None
 
 
+def agreed_steps(run: Path) -> list[Path]:
+    """The whole checkpoints of a run, oldest first: the same on every process.
+
+    Raises:
+        CheckpointError: the processes see different ones.  To go on from an older step would be to
+            lose work without a word.
+    """
+    views = look(
+        "steps",
+        lambda: [int(step.name) for step in steps(run)],
+        lambda views: all(view.seen == views[0].seen for view in views),
+    )
+    union = {number for view in views for number in view.seen}
+    lacks = [
+        f"{view.process} does not see step {', '.join(map(str, sorted(lack)))}"
+        for view in views
+        if (lack := union - set(view.seen))
+    ]
+    if lacks:
+        raise CheckpointError(
+            f"{run}: the hosts do not see the same checkpoints: {'; '.join(lacks[:4])}. Mount the "
+            "same storage on all of them and start again; or delete these steps, to go on from an "
+            "older one."
+        )
+    return [step for step in steps(run) if int(step.name) in union]
+
+
 def verify(step: Path) -> list[str]:
     """What of a whole checkpoint is not what was saved, a line for each; empty if all is well.
 
@@ -144,7 +173,7 @@ def verify(step: Path) -> list[str]:
     """
     hush_orbax()
     digests = _digests(step)
-    problems = [f"file {name}" for name in damaged_files(step, digests)]
+    problems = [f"file {name}" for name in damaged_files(step, digests, digests.files)]
     try:
         described = dict(_handler().metadata(epath.Path((step / STATE).absolute())).tree)
     except Exception as error:
@@ -153,8 +182,11 @@ def verify(step: Path) -> list[str]:
     for name, digest in digests.leaves.items():
         try:
             leaf = described[name]
-            stored = as_stored(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
-            sums = read_sums(start_sums(_read_arrays(step, {name: stored})))
+            stored = {name: as_stored(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))}
+            _refuse_beyond_memory(step, stored)
+            sums = read_sums(_read_arrays(step, stored))
+        except CheckpointError:
+            raise
         except Exception as error:
             _refuse_unless_damage(step, error)
             sums = {}
@@ -168,7 +200,34 @@ def _digests(step: Path) -> Digests:
         raise CheckpointError(
             f"{step}: not a whole checkpoint. Use one of the steps that the run lists."
         )
+    refuse_unsafe(step)
     return read_digests(step)
+
+
+def _checked(step: Path, wanted: Mapping[str, Any], prefix: str = "") -> Digests:
+    """The digests of a checkpoint whose leaves (those with the prefix) are the wanted ones."""
+    digests = _digests(step)
+    stored = {name: leaf for name, leaf in digests.leaves.items() if name.startswith(prefix)}
+    _refuse_differences(step, differences(stored, wanted))
+    _refuse_beyond_memory(step, {name: as_stored(leaf) for name, leaf in wanted.items()})
+    return digests
+
+
+def _refuse_beyond_memory(step: Path, stored: Mapping[str, jax.ShapeDtypeStruct]) -> None:
+    """Refuse leaves of which this host cannot hold its part, before any memory is taken."""
+    limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    total = 0
+    for name, leaf in stored.items():
+        sharding: Any = leaf.sharding
+        shard = math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        part = shard * len(sharding.addressable_devices)
+        total += part if jax.default_backend() == "cpu" else 0
+        if max(part, total) > limit:
+            raise CheckpointError(
+                f"{step}: leaf {name} {leaf.shape} needs {gib(part / 2**30)} on this host, all up "
+                f"to it {gib(max(part, total) / 2**30)}, and the host has {gib(limit / 2**30)} of "
+                "memory. Read it where there is enough, or do not use this checkpoint."
+            )
 
 
 def _refuse_differences(step: Path, lines: list[str]) -> None:
@@ -181,26 +240,55 @@ def _refuse_differences(step: Path, lines: list[str]) -> None:
     )
 
 
-def _read(step: Path, digests: Digests, wanted: Mapping[str, Any]) -> dict[str, Array]:
-    """Read the wanted leaves and compare them, and all small files, with their digests."""
-    problems = [f"file {name}" for name in damaged_files(step, digests)]
+def _read(
+    step: Path, digests: Digests, wanted: Mapping[str, Any], *, every_file: bool
+) -> dict[str, Array]:
+    """Read the wanted leaves and compare them, and files, with their digests.
+
+    Args:
+        step: the STEP folder.
+        digests: what vouches for it.
+        wanted: the leaves by shapes.
+        every_file: whether to read the large files to compare them, shared out among the processes;
+            else only where a leaf is damaged, to name the file.
+    """
     stored = {name: as_stored(leaf) for name, leaf in wanted.items()}
-    leaves: dict[str, Array] = {}
-    readable = True
-    try:
-        leaves = _read_arrays(step, stored)
-    except Exception as error:
-        _refuse_unless_damage(step, error)
-        readable = False
-        problems += _unreadable(step, stored) or [f"its state ({_first_line(error)})"]
-    if _everywhere(fine=readable):  # for all processes take part in the sums, or none
-        sums = read_sums(start_sums(leaves))
+    large = _on_all(lambda: large_files(step, digests))
+    names = [name for name in digests.files if name not in set(large)]
+    names += large[jax.process_index() :: jax.process_count()] if every_file else []
+    leaves, problems = _on_all(lambda: _try_to_read(step, digests, names, stored))
+    if not any(exchange("restore/unreadable", len(leaves) < len(stored))):
+        sums = read_sums(leaves)  # all processes take part in the sums, or none
         problems += [f"leaf {name}" for name in sums if sums[name] != digests.leaves[name].sum]
-    if not _everywhere(fine=not problems):
-        named = ", ".join(problems[:8]) or "what another process read"
-        more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
-        raise DamagedError(f"{step}: damaged; not what was saved: {named}{more}.")
-    return leaves
+    told = exchange("restore/problems", problems)
+    problems = list(dict.fromkeys(problem for one in told for problem in one))
+    if not problems:
+        return leaves
+    if not every_file:
+        first = jax.process_index() == 0
+        files = tell("restore/files", damaged_files(step, digests, large) if first else None)
+        problems += [f"file {name}" for name in files]
+    more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
+    named = ", ".join(sorted(problems, key=lambda problem: problem.startswith("file"))[:8])
+    raise DamagedError(f"{step}: damaged; not what was saved: {named}{more}.")
+
+
+def _try_to_read(
+    step: Path,
+    digests: Digests,
+    names: list[str],
+    stored: Mapping[str, jax.ShapeDtypeStruct],
+) -> tuple[dict[str, Array], list[str]]:
+    """This process's part of the leaves (none if one cannot be read), and what is damaged."""
+    with ThreadPoolExecutor(1) as beside:
+        damaged = beside.submit(damaged_files, step, digests, names)
+        try:
+            leaves, problems = jax.block_until_ready(_read_arrays(step, stored)), []
+        except Exception as error:
+            _refuse_unless_damage(step, error)
+            leaves = {}
+            problems = _unreadable(step, stored) or [f"its state ({_first_line(error)})"]
+        return leaves, [*problems, *(f"file {name}" for name in damaged.result())]
 
 
 def _read_arrays(step: Path, stored: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Array]:
@@ -256,25 +344,38 @@ def _like(abstract: Tree, wanted: Mapping[str, Any], leaves: Mapping[str, Array]
 
 def _set_aside(step: Path) -> str:
     """Rename a damaged checkpoint, so that it is never listed again; says what was done."""
-    earlier = len(list(step.parent.glob(step.name + DAMAGED + "*")))
-    aside = step.with_name(step.name + DAMAGED + (f"-{earlier + 1}" if earlier else ""))
-    _everywhere(fine=True)  # nobody reads in it any more, and all have chosen the same name
+    exchange("aside/begin", None)  # nobody reads in it any more
+    told = None
     if jax.process_index() == 0:
+        earlier = len(list(step.parent.glob(step.name + DAMAGED + "*")))
+        aside = step.with_name(step.name + DAMAGED + (f"-{earlier + 1}" if earlier else ""))
         try:
             step.rename(aside)
+            told = f"It was set aside as {aside.name}."
         except OSError as error:
-            logger.warning("%s: cannot be renamed (%s)", step, error)
-    _everywhere(fine=True)
-    if step.exists():
-        return "It stays where it is, for it cannot be renamed."
-    return f"It was set aside as {aside.name}."
+            told = f"It stays where it is, for it cannot be renamed ({error.strerror or error})."
+    return tell("aside/done", told)
 
 
-def _everywhere(*, fine: bool) -> bool:
-    """Whether it is so on every process."""
-    if jax.process_count() == 1:
-        return fine
-    return bool(np.all(multihost_utils.process_allgather(np.asarray(fine))))
+def _on_all(do: Callable[[], Any]) -> Any:
+    """What it gives here; where it fails on any process, all of them raise the error.
+
+    Raises:
+        CheckpointError, DamagedError: as ``do``, on whichever process.
+    """
+    made, error = None, None
+    try:
+        made = do()
+    except CheckpointError as caught:
+        error = caught
+    told = [isinstance(error, DamagedError), str(error)] if error is not None else None
+    failed = [(rank, one) for rank, one in enumerate(exchange("on_all", told)) if one]
+    if error is not None:
+        raise error
+    if failed:
+        rank, (damaged, text) = failed[0]
+        raise (DamagedError if damaged else CheckpointError)(f"process {rank}: {text}")
+    return made
 
 
 def _first_line(error: Exception) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lm.errors import ResourceError
+from lm.track.patient import PatientFile
 
 logger = logging.getLogger(__name__)
 
@@ -30,34 +31,29 @@ class JsonLines:
         self.path = path
         try:
             cut(path, restored_step)
-            self.file = path.open("a", buffering=1, encoding="utf-8")
+            self.file = PatientFile(path)
         except OSError as error:
             _refuse(path, error)
 
     def __call__(self, step: int, metrics: Mapping[str, int | float | None]) -> None:
-        """Append one line.
+        """Append one line, or hold it back while the disk takes none.
 
         Raises:
-            ResourceError: the disk takes no more.
+            ResourceError: the disk took none for very long.
         """
-        try:
-            self.file.write(line(step, metrics))
-        except OSError as error:
-            _refuse(self.path, error)
+        self.file.write(line(step, metrics))
 
     def flush(self) -> None:
-        """Return once every line is on the disk."""
-        try:
-            self.file.flush()
-            os.fsync(self.file.fileno())
-        except OSError as error:
-            _refuse(self.path, error)
+        """Return once every line is on the disk, if it takes any."""
+        self.file.flush()
 
     def close(self) -> None:
-        """Flush and close the file; a second time does nothing."""
-        if not self.file.closed:
-            self.flush()
-            self.file.close()
+        """Flush and close the file; a second time does nothing.
+
+        Raises:
+            ResourceError: the disk does not take the last lines.
+        """
+        self.file.close()
 
 
 def line(step: int, metrics: Mapping[str, int | float | None]) -> str:

@@ -5,7 +5,6 @@ of five kinds of field.  A library for it, tensorboardX, imports PyTorch whereve
 installed, which takes longer than all the rest of a start, and hands each number to a thread.
 """
 
-import os
 import socket
 import struct
 import time
@@ -14,9 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from lm.errors import ResourceError
-
-FLUSH_SECONDS = 20.0
-"""At least so often what was written can be looked at."""
+from lm.track.patient import PatientFile
 
 VARINT, EIGHT_BYTES, LENGTH, FOUR_BYTES = 0, 1, 2, 5
 """How protocol buffers mark what a field is stored as."""
@@ -31,52 +28,39 @@ class TensorBoard:
         Raises:
             ResourceError: the folder cannot be written.
         """
-        self.folder, self.flushed_at = folder, time.monotonic()
+        self.folder = folder
         try:
             earlier = folder.exists()
             folder.mkdir(exist_ok=True)
             # Nanoseconds: two starts within a second must not share a file.
             name = f"events.out.tfevents.{time.time():.9f}.{socket.gethostname()}"
-            self.file = (folder / name).open("xb")
-            self.file.write(record(event(0, version="brain.Event:2")))
-            if earlier:
-                self.file.write(record(event(restored_step + 1, starts=True)))
-            self.file.flush()
+            self.file = PatientFile(folder / name)
         except OSError as error:
             self._refuse(error)
+        self.file.write(record(event(0, version="brain.Event:2")))
+        if earlier:
+            self.file.write(record(event(restored_step + 1, starts=True)))
 
     def __call__(self, step: int, metrics: Mapping[str, int | float | None]) -> None:
-        """Write each number that there is.
+        """Write each number that there is, or hold it back while the disk takes none.
 
         Raises:
-            ResourceError: the disk takes no more.
+            ResourceError: the disk took none for very long.
         """
         values = {name: float(value) for name, value in metrics.items() if value is not None}
-        try:
-            self.file.write(record(event(step, values=values)))
-            if time.monotonic() - self.flushed_at >= FLUSH_SECONDS:
-                self.file.flush()
-                self.flushed_at = time.monotonic()
-        except OSError as error:
-            self._refuse(error)
+        self.file.write(record(event(step, values=values)))
 
     def flush(self) -> None:
-        """Return once every number is on the disk.
-
-        Raises:
-            ResourceError: the disk takes no more.
-        """
-        try:
-            self.file.flush()
-            os.fsync(self.file.fileno())
-        except OSError as error:
-            self._refuse(error)
+        """Return once every number is on the disk, if it takes any."""
+        self.file.flush()
 
     def close(self) -> None:
-        """Flush and close the file; a second time does nothing."""
-        if not self.file.closed:
-            self.flush()
-            self.file.close()
+        """Flush and close the file; a second time does nothing.
+
+        Raises:
+            ResourceError: the disk does not take the last numbers.
+        """
+        self.file.close()
 
     def _refuse(self, error: OSError) -> NoReturn:
         raise ResourceError(

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 
@@ -65,6 +66,21 @@ def test_json_that_cannot_be_read_is_a_clear_error(tmp_path):
     (tmp_path / "data.json").write_text("[1]")
     with pytest.raises(CheckpointError, match="expected a JSON object, found list"):
         layout.load_json(tmp_path, "data.json")
+
+
+def test_json_far_too_large_or_without_an_end_is_not_read(tmp_path):
+    (tmp_path / "state").mkdir()
+    with (tmp_path / "digests.json").open("wb") as file:
+        file.truncate(2**40)  # a hole: it takes no room
+    assert not layout.is_whole(tmp_path)
+    with pytest.raises(CheckpointError, match=r"cannot be read \(1,099,511,627,776 bytes, where"):
+        layout.load_json(tmp_path, "digests.json")
+    os.mkfifo(tmp_path / "data.json")
+    with pytest.raises(CheckpointError, match=r"cannot be read \(no regular file"):
+        layout.load_json(tmp_path, "data.json")
+    (tmp_path / "record.json").write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match="not JSON"):
+        layout.load_json(tmp_path, "record.json")
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path):

@@ -1,104 +1,20 @@
 """Saving, restoring and falling back, with a state like the one that is trained."""
 
 import errno
-import functools
-import resource
 import shutil
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
 import pytest
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
 
-from lm.checkpoint import layout, restore
-from lm.checkpoint.record import make_record
+from lm.checkpoint import integrity, layout, restore
 from lm.checkpoint.restore import DamagedError, restore_newest, restore_params, verify
 from lm.checkpoint.saving import Saving
 from lm.checkpoint.store import open_store
 from lm.errors import CheckpointError
+from tests.checkpoint.states import abstract, bits, flip, holding, make_state, save, spread
 
 QUERY = "trainable.blocks_0.block_0.mixer.query.w"
-
-
-class State(NamedTuple):
-    step: Any
-    trainable: Any
-    frozen: Any
-    optimizer: Any
-    key: Any
-
-
-class Files:
-    """A tokenizer as the store sees it."""
-
-    def __init__(self, error=None):
-        self.error = error
-
-    def save(self, folder):
-        if self.error is not None:
-            raise self.error
-        (folder / "tokenizer.json").write_text('{"kind": "bytes"}')
-
-
-def spread(tree, shape=(4, 2), spec=("fsdp", "tensor")):
-    """Matrices split over the mesh, the rest replicated."""
-    mesh = jax.make_mesh(shape, ("fsdp", "tensor"), axis_types=(AxisType.Auto,) * 2)
-
-    def place(leaf):
-        own = P(*spec) if leaf.ndim == 2 else P()
-        return jax.device_put(leaf, NamedSharding(mesh, own))
-
-    return jax.tree.map(place, tree)
-
-
-@functools.cache
-def make_state(seed=0, width=64):
-    key, rng = jax.random.key(seed), np.random.default_rng(seed)
-
-    def draw(*shape, dtype=jnp.float32):
-        return jnp.asarray(rng.normal(size=shape).astype(np.float32)).astype(dtype)
-
-    params = {
-        "blocks_0": {
-            "block_0": {
-                "mixer": {"query": {"w": draw(2 * width, width)}},
-                "norm": {"scale": draw(width, dtype=jnp.bfloat16)},
-            }
-        },
-        "embedding": {"table": draw(64, width, dtype=jnp.bfloat16)},
-    }
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3)).init(params)
-    return spread(State(jnp.int32(seed), params, {}, optimizer, key))
-
-
-def abstract(tree):
-    def shape_of(leaf):
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
-
-    return jax.tree.map(shape_of, tree)
-
-
-def bits(tree):
-    def raw(leaf):
-        keyed = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        return np.asarray(jax.random.key_data(leaf) if keyed else leaf).tobytes()
-
-    return jax.tree.map(raw, tree)
-
-
-def save(store, step, state, *, error=None, position=0):
-    store.save(
-        step,
-        state,
-        data={"position": position, "skipped": [[3, 5]]},
-        experiment={"kind": "Experiment", "name": "x"},
-        record=make_record(step=step, tokens=1, parameters=2),
-        tokenizer=Files(error),
-    )
 
 
 @pytest.fixture
@@ -204,21 +120,6 @@ def test_training_on_at_once_does_not_reach_into_the_save(folder):
             tree = store.restore(number, shapes).state
 
 
-def flip(path, place, bit=0):
-    raw = bytearray(path.read_bytes())
-    raw[place] ^= 1 << bit
-    path.write_bytes(bytes(raw))
-
-
-def holding(step, array):
-    """The file of a step that holds the bytes of (the first shard of) an array, and where."""
-    needle = np.asarray(array.addressable_shards[0].data).tobytes()
-    for path in sorted((step / "state").rglob("*")):
-        if path.is_file() and (place := path.read_bytes().find(needle)) >= 0:
-            return path, place
-    raise AssertionError("no file holds it")
-
-
 def test_one_flipped_bit_of_a_weight_is_noticed_and_its_leaf_and_file_named(copied):
     state = make_state(2)
     weights = state.trainable["blocks_0"]["block_0"]["mixer"]["query"]["w"]
@@ -232,15 +133,21 @@ def test_one_flipped_bit_of_a_weight_is_noticed_and_its_leaf_and_file_named(copi
     assert "embedding" not in str(caught.value)
 
 
-def test_a_flipped_bit_in_a_file_too_large_for_a_sha_is_noticed_by_the_leaf(folder, monkeypatch):
+def test_of_parameters_alone_the_leaf_tells_first_and_then_the_large_file(copied, monkeypatch):
+    """Large files are not read a second time where all is well."""
     monkeypatch.setattr("lm.checkpoint.integrity.SMALL", 0)
-    state = make_state()
-    with open_store(folder, Saving()) as store:
-        save(store, 1, state)
-    path, place = holding(folder / "1", state.trainable["embedding"]["table"])
+    params = make_state(2).trainable
+    path, place = holding(copied / "2", params["embedding"]["table"])
+    read = []
+    real = integrity.sha256
+    monkeypatch.setattr(integrity, "sha256", lambda path: read.append(path) or real(path))
+    restore_params(copied / "2", abstract(params))
+    assert path not in read
     flip(path, place)
-    with pytest.raises(DamagedError, match=r"what was saved: leaf trainable.embedding.table\.$"):
-        restore.restore(folder / "1", abstract(state))
+    name = path.relative_to(copied / "2").as_posix()
+    with pytest.raises(DamagedError) as caught:
+        restore_params(copied / "2", abstract(params))
+    assert f": leaf trainable.embedding.table, file {name}. Use another" in str(caught.value)
 
 
 def test_a_bit_flipped_in_any_file_is_noticed(copied):
@@ -269,8 +176,10 @@ def test_files_truncated_missing_or_swapped_are_noticed(copied, harm, monkeypatc
     else:
         other, _ = holding(copied / "1", make_state(1).trainable["embedding"]["table"])
         path.write_bytes(other.read_bytes())
+    with pytest.raises(DamagedError, match=f"file {path.relative_to(step).as_posix()}"):
+        restore.restore(step, abstract(state))
     monkeypatch.setattr(restore, "damaged_files", lambda *_: [])  # the leaves must tell
-    with pytest.raises(DamagedError):
+    with pytest.raises(DamagedError, match=r"leaf|its state"):
         restore.restore(step, abstract(state))
 
 
@@ -347,55 +256,6 @@ def test_an_unfinished_step_is_written_anew_and_leftovers_are_cleared(copied):
         store.wait()
         assert bits(store.restore(2, abstract(make_state(5))).state) == bits(make_state(5))
     assert sorted(path.name for path in copied.iterdir()) == ["1", "2"]
-
-
-def test_a_failed_save_is_told_once_and_leaves_no_step(copied):
-    full = OSError(errno.ENOSPC, "No space left on device")
-    store = open_store(copied, Saving())
-    save(store, 3, make_state(3), error=full)
-    with pytest.raises(CheckpointError, match=r"step 3 could not be saved.*No space left.*step 2"):
-        store.wait()
-    assert sorted(path.name for path in copied.iterdir()) == ["1", "2"]
-    save(store, 4, make_state(4), error=full)
-    with pytest.raises(CheckpointError, match="step 4"):
-        save(store, 5, make_state(5))
-    save(store, 5, make_state(5))
-    store.close()
-    assert store.steps() == [1, 2, 5]
-
-
-def test_arrays_that_find_no_room_leave_no_step_and_no_log(folder, caplog, capfd):
-    """Files may not grow beyond 64 KiB here, which stops Orbax as a full disk does."""
-    state = spread({"trainable": {"w": jax.random.normal(jax.random.key(0), (512, 512))}})
-    store = open_store(folder, Saving())
-    save(store, 1, jax.tree.map(lambda x: x[:8, :8], state))
-    store.wait()
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, hard))
-    try:
-        save(store, 2, state)
-        with pytest.raises(CheckpointError, match="step 2 could not be saved") as caught:
-            store.wait()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert "\n" not in str(caught.value)
-    assert store.steps() == [1]
-    assert not (folder / "2.partial").exists()
-    save(store, 2, state)
-    store.close()
-    assert store.steps() == [1, 2]
-    assert "Traceback" not in caplog.text + capfd.readouterr().err
-
-
-def test_what_went_wrong_first_is_what_is_raised(folder):
-    def diverge():
-        with open_store(folder, Saving()) as store:
-            save(store, 1, make_state(), error=OSError(errno.ENOSPC, "full"))
-            raise KeyError("diverged")
-
-    with pytest.raises(KeyError) as caught:
-        diverge()
-    assert "step 1 could not be saved" in caught.value.__notes__[0]
 
 
 def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path):
