@@ -17,7 +17,7 @@ def ended(joined, code: int = 0) -> tuple[list[str], float]:
     """What the processes said, and how long they took to end with a code."""
     began = time.monotonic()
     try:
-        said = [process.communicate(timeout=60)[0] for process in joined]
+        said = [process.communicate(timeout=240)[0] for process in joined]
     finally:
         for process in joined:
             process.kill()
