@@ -17,6 +17,7 @@ from lm.parallel.explicit import Explicit
 from lm.parallel.mesh import Mesh
 from lm.parallel.place import to_global
 from lm.train import step as step_module
+from lm.train.memory import bytes_on_device
 from lm.train.program import build_program
 from lm.train.step import Training
 from tests.train.tiny import (
@@ -269,24 +270,26 @@ def test_limits_leave_an_update_out_and_none_at_all_changes_no_bit():
             assert a.tobytes() == b.tobytes()
 
 
-@pytest.mark.parametrize(("devices", "share"), [(1, 0.001), (8, 0.05)])
-def test_leaving_updates_out_costs_next_to_no_memory(monkeypatch, devices, share):
-    """Beside a step that always updates.  A second state would be a whole one more.
+@pytest.mark.parametrize("devices", [1, 8])
+def test_leaving_updates_out_holds_no_second_state(monkeypatch, devices):
+    """Beside a step that always updates: at most the gradients more, which wait for their norm.
 
-    XLA orders the update otherwise on many virtual devices, hence the wider bound there.
+    AdamW's state is three times as large.
     """
 
     def compiled():
         placed = place(tiny_llama(), Mesh(fsdp=devices), devices, Execution(scan="scan"))
         program = adam(placed)
-        return program.step.lower(program.state, program.batch).compile().memory_analysis()
+        built = program.step.lower(program.state, program.batch).compile()
+        return built.memory_analysis(), sum(
+            map(bytes_on_device, jax.tree.leaves(program.state.trainable))
+        )
 
-    guarded = compiled()
+    guarded, gradients = compiled()
     monkeypatch.setattr(step_module, "_is_good", lambda *_: jnp.bool_(True))
-    bare = compiled()
+    bare, _ = compiled()
     assert guarded.alias_size_in_bytes == bare.alias_size_in_bytes  # donated all the same
-    more = guarded.temp_size_in_bytes - bare.temp_size_in_bytes
-    assert more <= share * (bare.argument_size_in_bytes + bare.temp_size_in_bytes)
+    assert guarded.temp_size_in_bytes - bare.temp_size_in_bytes <= 1.1 * gradients
 
 
 class _Sgd:
