@@ -44,6 +44,7 @@ bench: $(VENV)/installed-parity
 	$(BIN)/python tests/benchmarks/step.py
 	$(BIN)/python tests/benchmarks/loader.py
 	$(BIN)/python tests/benchmarks/startup.py
+	$(BIN)/python tests/benchmarks/saving.py
 
 # Another Python than that of .venv:  make goldens PYTHON=python3.13 VENV=.venv-plan
 goldens: $(VENV)/installed-plan
