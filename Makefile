@@ -45,6 +45,7 @@ bench: $(VENV)/installed-parity
 	$(BIN)/python tests/benchmarks/step.py
 	$(BIN)/python tests/benchmarks/loader.py
 	$(BIN)/python tests/benchmarks/startup.py
+	$(BIN)/python tests/benchmarks/saving.py
 
 # It prints its seed; a round that went wrong:  make soak SEED=7 ROUND=3
 MINUTES ?= 10

@@ -55,6 +55,7 @@ from lm.checkpoint.restore import Restored, restore, restore_newest
 from lm.checkpoint.saving import Saving
 from lm.config import Plain, to_plain
 from lm.errors import CheckpointError
+from lm.parallel.memory import give_back
 from lm.track.format import duration
 
 logger = logging.getLogger(__name__)
@@ -320,6 +321,7 @@ class Store:
             problem = tell("save/whole", problem)
         except BaseException as caught:  # another process is gone, or the mistake is ours
             problem = _reason(caught)
+        give_back()
         if problem is not None:
             self._fail(wanted.step, problem)
             return

@@ -8,7 +8,7 @@ import jax
 
 from lm import assemble
 from lm.experiment import Experiment
-from lm.parallel import distributed
+from lm.parallel import distributed, memory
 from lm.train.program import Program
 
 
@@ -23,5 +23,6 @@ def program_of(experiment: Experiment, *, joined: bool) -> Program:
         ShardingError, ConfigError: parts that do not fit each other or the devices.
     """
     if joined:
+        memory.use_one_pool()
         distributed.start()
     return assemble.program(experiment, jax.devices())
