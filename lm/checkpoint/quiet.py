@@ -7,6 +7,7 @@ of them then reports itself, pages long, as an exception that nobody could catch
 
 import logging
 import sys
+import traceback
 from typing import Any
 
 from absl import logging as absl_logging
@@ -22,9 +23,14 @@ def hush_orbax() -> None:
 
 
 def _not_orbax(entry: logging.LogRecord) -> bool:
-    # asyncio names the forgotten task, and with it the file that it is of.
-    place = entry.getMessage() if entry.name == "asyncio" else entry.pathname
-    return "orbax" not in place
+    if entry.name != "asyncio":
+        return "orbax" not in entry.pathname
+    # asyncio names the forgotten task, and with it the file that it is of; a future that gathers
+    # tasks, or that TensorStore answers to, is known only by its error, which names the database.
+    said = entry.getMessage().lower()
+    if entry.exc_info and entry.exc_info[2]:
+        said += "".join(traceback.format_tb(entry.exc_info[2]))
+    return not any(name in said for name in ("orbax", "tensorstore", "ocdbt"))
 
 
 class _Hook:

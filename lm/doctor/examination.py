@@ -1,6 +1,7 @@
 """All that the doctor looks at, in its order."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import math
@@ -59,14 +60,14 @@ def look(asked: Asked) -> Findings:
     patience = Patience(asked.seconds)
     joining = Part(
         name="processes",
-        measure=distributed.start,
+        # One that is gone is to be told of, not the end of the others.
+        measure=functools.partial(distributed.start, watch=False),
         judge=lambda told: [],
         seconds=asked.seconds,
         mend="Start the same command on every host at once, each able to reach the first one's "
         "port; JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID must agree.",
     )
     checks = examine([joining], Exchange(), patience)
-    distributed.finish()  # one that is gone is not the end of this, but what is to be told
     if any(check.status == "WRONG" for check in checks):
         case = Case(asked, Exchange(), patience, joined=False)
     else:

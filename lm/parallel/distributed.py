@@ -24,7 +24,7 @@ MESSAGE = 1024
 _peers: list[Peers] = []
 
 
-def start() -> None:
+def start(*, watch: bool = True) -> None:
     """Join the other processes, where a launcher started several.
 
     Under SLURM, on Cloud TPU and under Open MPI JAX finds the coordinator by itself; elsewhere a
@@ -33,6 +33,9 @@ def start() -> None:
 
     Compiled programs are kept in ``~/.cache/lm/jax`` (or ``JAX_COMPILATION_CACHE_DIR``), so that
     the next start of the same program is quick.
+
+    Args:
+        watch: end this process as soon as another one is gone (``Peers``).
     """
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
@@ -50,7 +53,7 @@ def start() -> None:
         )
     elif int(os.environ.get("SLURM_NTASKS", "1")) > 1 or len(_tpu_workers()) > 1:
         _join()
-    if jax.process_count() > 1:
+    if watch and jax.process_count() > 1:
         _meet(address)
 
 

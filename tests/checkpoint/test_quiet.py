@@ -52,5 +52,17 @@ def test_logs_of_others_pass(heard, caplog):
         absl_logging.error("from this test")
         logging.getLogger("asyncio").error("Task exception was never retrieved: mine.py")
         logging.getLogger("asyncio").error("Task exception was never retrieved: /orbax/x.py")
+        logging.getLogger("asyncio").error(
+            "Future exception was never retrieved: in OCDBT database"
+        )
+        _log_error_raised_in("/site-packages/orbax/checkpoint/serialization.py")
     said = [entry.getMessage() for entry in caplog.records]
     assert said == ["from this test", "Task exception was never retrieved: mine.py"]
+
+
+def _log_error_raised_in(path: str) -> None:
+    """As asyncio tells of a future that gathers tasks: only its traceback names the file."""
+    try:
+        exec(compile("raise ValueError('no space')", path, "exec"))
+    except ValueError:
+        logging.getLogger("asyncio").exception("_GatheringFuture exception was never retrieved")
