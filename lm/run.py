@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import json
 import os
 import socket
 import time
@@ -27,9 +26,9 @@ from lm.checkpoint.lock import LOCK, Lock, cannot_write
 from lm.checkpoint.record import make_record
 from lm.checkpoint.restore import Restored, agreed_steps
 from lm.checkpoint.store import Store, open_store
-from lm.config import diff, from_plain, to_plain
+from lm.config import to_plain
 from lm.data.loader import Loader, Stream
-from lm.errors import CheckpointError, ConfigError
+from lm.errors import ConfigError
 from lm.evaluate.evaluator import Context, Evaluator
 from lm.experiment import Experiment
 from lm.generate.sampling import Sampler
@@ -38,7 +37,7 @@ from lm.opened import open_for_generation, writer_of
 from lm.parallel import distributed
 from lm.parallel.agree import Agreement
 from lm.parallel.place import own_rows, to_global
-from lm.track.format import rate
+from lm.resuming import compare, saved_experiment, tell_schedule
 from lm.track.goodput import LIVES, Lives, account, read_lives
 from lm.track.report import write_report
 from lm.track.tracker import Fanout
@@ -54,13 +53,11 @@ from lm.train.state import TrainState
 from lm.train.stopping import needed
 from lm.train.throughput import memory_peak_gib, peak_flops, speed
 from lm.train.ticker import Ticker
+from lm.train.trace import Trace
 from lm.train.watchdog import Watchdog
 
 Say = Callable[[str], None]
 SUMMARY = "summary.json"
-FIXED = ("model", "objective", "data", "tokenizer", "prepare", "training.seed",
-         "training.sequences", "training.length")  # fmt: skip
-"""What a resumed run must have in common with the run it resumes."""
 
 
 class Run:
@@ -112,55 +109,11 @@ class Run:
         Raises:
             CheckpointError: it was made with another model, data or seed, and no restart is asked.
         """
-        found = None if restart else self._found()
+        found = None if restart else saved_experiment(self.folder)
         if found is None:
             return []
-        with contextlib.suppress(ConfigError):  # parts of the user's own are compared as JSON
-            self.before = from_plain(Experiment, found)
-        saved = found if self.before is None else to_plain(self.before)
-        changes = list(diff(saved, self.experiment))
-        wrong = [c for c in changes if _is_fixed(c[0])]
-        kinds = (saved["optimizer"]["kind"], type(self.experiment.optimizer).__name__)
-        if kinds[0] != kinds[1]:
-            wrong.append(("optimizer", *kinds))
-        if wrong:
-            told = "; ".join(f"{path} is {_short(old)} there, {_short(new)} here"
-                             for path, old, new in wrong[:4])  # fmt: skip
-            more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
-            raise CheckpointError(
-                f"{self.folder}: a run made otherwise: {told}{more}. Give this one another name "
-                "(--name NAME), or move the old one aside and begin anew (--restart)."
-            )
-        return [f"{path} {_short(old)} -> {_short(new)}" for path, old, new in changes]
-
-    def _found(self) -> dict[str, Any] | None:
-        """The experiment of the run on disk, as JSON; None where there is no run.
-
-        Raises:
-            CheckpointError: files that are no run's, or a run whose experiment is unreadable.
-        """
-        made = steps(self.folder)
-        for folder in (self.folder, *reversed(made)):
-            if (folder / EXPERIMENT).exists():
-                found = load_json(folder, EXPERIMENT)
-                if isinstance(found.get("optimizer"), dict) and "kind" in found["optimizer"]:
-                    return found
-                raise CheckpointError(
-                    f"{folder / EXPERIMENT}: not the experiment of a run. Give this run another "
-                    "name (--name NAME), or move the folder aside and begin anew (--restart)."
-                )
-        try:
-            others = {entry.name for entry in self.folder.iterdir()} - {LOCK}
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise cannot_write(self.folder, error) from error
-        if others:
-            raise CheckpointError(
-                f"{self.folder}: holds {', '.join(sorted(others)[:4])}, and is no run. Give this "
-                "run another name (--name NAME), or keep runs elsewhere (--runs DIR)."
-            )
-        return None
+        self.before, changes = compare(self.folder, found, self.experiment)
+        return changes
 
     def claim(self) -> None:
         """Make the run's folder, and keep every other training out of it until ``close``.
@@ -298,7 +251,8 @@ class Run:
             say(message)
         resuming = f", resuming at step {start:,}" if restored else ""
         say(f"run        {self.folder}{resuming}")
-        self._tell_schedule(start, start - self.judge.watch.skips, say)
+        if self.before is not None and start > 0:
+            tell_schedule(self.before, e, start - self.judge.watch.skips, start, say)
         self.tokenizer = ground.tokenizer
 
         def limits(step: int) -> jax.Array:
@@ -411,29 +365,6 @@ class Run:
         if self.track is not None:
             self.track.say(text)
 
-    def _tell_schedule(self, step: int, updates: int, say: Say) -> None:
-        """What the learning rate does where a resumed run follows another schedule.
-
-        Args:
-            step: steps made so far.
-            updates: those whose update was made, by which the schedule counts.
-            say: hears of it.
-        """
-        now, before = self.experiment, self.before
-        if before is None or step < 1:
-            return
-        length = now.training.steps
-        old: Any = before.optimizer.learning_rate(before.training.steps)
-        new: Any = now.optimizer.learning_rate(length)
-        if before.training.steps != length or float(old(updates)) != float(new(updates)):
-            was, following, last = (
-                rate(float(x)) for x in (old(max(updates, 1) - 1), new(updates), new(length - 1))
-            )
-            say(
-                f"schedule   the learning rate of step {step:,} was {was}; by the schedule of "
-                f"{length:,} steps it is {following} next, and {last} at the end"
-            )
-
     def show_samples(self, say: Say) -> None:
         """Write the samples that the experiment asks for, and keep them beside the run."""
         wanted = self.experiment.evaluation.samples
@@ -462,8 +393,10 @@ class Run:
         """
         if self.store is not None:
             self.store.wait()
-        self.activity("done", step)
-        self._account(step, finished=step >= self.experiment.training.steps)
+        finished = step >= self.experiment.training.steps
+        if finished:  # a launcher starts again what ends in another phase
+            self.activity("done", step)
+        self._account(step, finished=finished)
         if self.track is not None:
             self.track.close()
 
@@ -603,35 +536,5 @@ def _write(path: Path, value: Any) -> None:
         raise cannot_write(path.parent, error) from error
 
 
-class Trace:
-    """Called before each step: traces some of them with JAX's profiler."""
-
-    def __init__(self, folder: Path, steps: tuple[int, int], say: Say) -> None:
-        self.folder, self.steps, self.say = folder, steps, say
-        self.on = False
-
-    def __call__(self, step: int, state: Any) -> None:
-        """Step ``step`` comes next; ``state`` is that of the step before, perhaps in flight."""
-        first, last = self.steps
-        if step == first and not self.on:  # a run may go back and come again
-            jax.block_until_ready(state)
-            jax.profiler.start_trace(self.folder)
-            self.on = True
-        elif self.on and step > last:
-            jax.block_until_ready(state)
-            jax.profiler.stop_trace()
-            self.on = False
-            self.say(f"profile    steps {first:,} to {last:,} in {self.folder}")
-
-
 def _every(interval: int | None) -> Callable[[int], bool]:
     return lambda step: interval is not None and step % interval == 0
-
-
-def _is_fixed(path: str) -> bool:
-    return any(path == f or path.startswith((f + ".", f + "[")) for f in FIXED)
-
-
-def _short(value: Any) -> str:
-    text = value["kind"] if isinstance(value, dict) and "kind" in value else json.dumps(value)
-    return text if len(text) < 60 else text[:57] + "..."
