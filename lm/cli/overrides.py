@@ -170,7 +170,8 @@ def _plain(kind: Any, given: list[str]) -> Any:
     """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is tuple and len(arguments) == 2 and arguments[1] is Ellipsis:
-        return [_plain(arguments[0], [word]) for word in given]
+        # `--execution.save=` empties a row.
+        return [_plain(arguments[0], [word]) for word in given if given != [""]]
     (word,) = given
     if kind is str:
         return word

@@ -53,6 +53,14 @@ def test_several_words_are_one_tuple(tiny):
     assert changed.evaluation.samples.prompts == ("ROMEO.", "JULIET and ROMEO.")
 
 
+@pytest.mark.parametrize(
+    "words", [["--evaluation.samples.prompts="], ["--evaluation.samples.prompts"]]
+)
+def test_a_tuple_can_be_emptied(tiny, words):
+    given = replace(tiny, evaluation=replace(tiny.evaluation, samples=Samples(prompts=("A",))))
+    assert override(given, words).evaluation.samples.prompts == ()
+
+
 def test_a_part_that_may_be_missing_can_be_left_out(tiny):
     given = replace(tiny, evaluation=replace(tiny.evaluation, samples=Samples()))
     assert override(given, ["--evaluation.samples", "None"]).evaluation.samples is None
