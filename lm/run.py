@@ -60,6 +60,10 @@ Say = Callable[[str], None]
 SUMMARY = "summary.json"
 
 
+class _GivenUpError(Exception):
+    """An evaluation is not made to its end."""
+
+
 class Run:
     """One run on disk and on the devices, from its first look at the folder to its last save."""
 
@@ -97,6 +101,9 @@ class Run:
         self.lives: Lives | None = None
         """Where the time went; kept by process 0."""
         self.watchers: list[Ticker] = []
+        self.stop_requested: Callable[[int], bool] = lambda _: False
+        self.hurries = False
+        """Whether an evaluation was given up for a stop, which is under way."""
         self.before: Experiment | None = None
         """What the run on disk was made with, where there is one."""
         self.last: dict[str, float | None] = {}
@@ -330,6 +337,7 @@ class Run:
             DivergedError: numbers so bad that it makes no sense to go on.
             CorruptionError: a step computed twice gave two results.
         """
+        self.stop_requested = job.stop_requested
         while True:
             try:
                 return loop.run(job, state)
@@ -444,6 +452,7 @@ class Run:
             rows=e.evaluation.sequences or e.training.sequences,
             length=e.training.length,
             held_out=ground.held_out,
+            between=self._between_batches,
         )
         usable = [x for x in e.evaluation.evaluators if x.data or ground.held_out]
         return {x.name: x.build(context) for x in usable}
@@ -483,13 +492,24 @@ class Run:
         if finding is not None:
             self.judge.act_on(finding)
 
-    def _evaluate(self, step: int, params: Params, evaluators: Mapping[str, Any]) -> None:
-        for name, evaluator in evaluators.items():
-            figures = evaluator(params)
+    def _evaluate(self, step: int, params: Params, evaluators: Mapping[str, Evaluator]) -> bool:
+        """Evaluate; whether that was given up, for a stop was asked meanwhile."""
+        try:
+            found = {name: evaluator(params) for name, evaluator in evaluators.items()}
+        except _GivenUpError:
+            self.hurries = True
+            return True
+        for name, figures in found.items():
             self.held_out[name] = figures
             if self.track is not None:
                 self.track(step, {f"eval/{name}/{key}": v for key, v in figures.items()})
         self._account(step)
+        return False
+
+    def _between_batches(self) -> None:
+        """Give an evaluation up where a stop is asked; the one that follows the save ends."""
+        if not self.hurries and self.stop_requested(self.activity.now.step):
+            raise _GivenUpError
 
     def _account(self, step: int, *, finished: bool = False) -> dict[str, float]:
         """Keep where the time went until now; the shares so far, as metrics."""

@@ -26,3 +26,5 @@ class Context(NamedTuple):
     """Tokens a row."""
     held_out: Shards | None = None
     """The run's own held-out set."""
+    between: Callable[[], None] = lambda: None
+    """Called after every batch, as often on every process; raises to give the evaluation up."""

@@ -102,6 +102,7 @@ class Scorer:
             ShardingError: rows that cannot be split over the devices.
         """
         self._rows, self._length = context.rows, context.length
+        self._between = context.between
         self._batch = context.placed.batch(context.rows, context.length)
         self._own = own_rows(self._batch.rows.sharding, context.rows)
         self._score = _compiled(context.placed, self._batch.targets.sharding)
@@ -122,6 +123,7 @@ class Scorer:
             if ahead is not None:
                 total += _summed(*ahead)
             ahead = batch, scored
+            self._between()
         if ahead is not None:
             total += _summed(*ahead)
         nll, correct, tokens = _over_processes(total).tolist()

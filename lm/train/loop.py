@@ -50,7 +50,8 @@ class Job(NamedTuple):
     track: Callable[[int, Mapping[str, float], "Times"], None]
     """(step, its metrics, its times); raises where training may not go on"""
     evaluate_at: Callable[[int], bool]
-    evaluate: Callable[[int, Params], None]
+    evaluate: Callable[[int, Params], bool]
+    """(step, parameters) -> whether it was given up because a stop was requested meanwhile."""
     save_at: Callable[[int], bool]
     save: Callable[[int, TrainState, int], None]
     """(step, state, data position); returns once the state may change."""
@@ -98,12 +99,12 @@ def run(job: Job, state: TrainState) -> tuple[TrainState, int]:
         last = step == job.steps
         evaluate = job.evaluate_at(step) or last
         if evaluate and not stop:
-            reported.evaluate(step, state.trainable)
+            stop = reported.evaluate(step, state.trainable)
         if job.save_at(step) or stop or last:
             reported.catch_up()
             job.doing("save", step)
             job.save(step, state, job.batches.position)
-        if evaluate and stop:  # whoever asked may not wait for long: the state comes first
+        if evaluate and stop:  # whoever asks may not wait for long: the state comes first
             reported.evaluate(step, state.trainable)
         if stop:
             break
@@ -137,12 +138,13 @@ class _Reports:
         computed: Any = self.waiting[1].values()
         return not all(value.is_ready() for value in computed)
 
-    def evaluate(self, step: int, params: Params) -> None:
+    def evaluate(self, step: int, params: Params) -> bool:
         """Report all that was handed over, then evaluate; the time it takes is no training."""
         self.catch_up()
         self.job.doing("evaluate", step)
-        self.job.evaluate(step, params)
+        given_up = self.job.evaluate(step, params)
         self.last_read = time.perf_counter()
+        return given_up
 
     def _report(self, handed: tuple[int, Metrics, float] | None) -> None:
         if handed is None:

@@ -159,7 +159,9 @@ def together(
             process.kill()
 
 
-def begin(words: list[Any], cwd: Path, processes: int) -> list[subprocess.Popen[str]]:
+def begin(
+    words: list[Any], cwd: Path, processes: int, program: Sequence[Any] = ("-m", "lm")
+) -> list[subprocess.Popen[str]]:
     """The processes of a run, each with a sign of life in ``cwd/beats``."""
     (cwd / "beats").mkdir(exist_ok=True)
     with socket.socket() as free:
@@ -169,6 +171,7 @@ def begin(words: list[Any], cwd: Path, processes: int) -> list[subprocess.Popen[
         start(
             words,
             cwd,
+            program=program,
             JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}",
             JAX_NUM_PROCESSES=str(processes),
             JAX_PROCESS_ID=str(rank),

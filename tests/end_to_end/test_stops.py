@@ -7,10 +7,22 @@ import time
 import pytest
 
 from lm.track.goodput import account, read_lives
-from tests.end_to_end.conftest import begin, digests, lm, start, wait_for_step
+from tests.end_to_end.conftest import begin, digests, lm, metrics, start, wait_for_step
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
 LONG = ["--training.steps", "100000", "--evaluation.every", "100000", "--saving.every", "100000"]
+
+SLOW_EVALUATION = """
+import sys, time
+from lm.cli.main import main
+from lm.evaluate import perplexity
+summed = perplexity._summed
+def slowly(*scored):
+    time.sleep(6)
+    return summed(*scored)
+perplexity._summed = slowly
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 def ended(joined, code: int = 0) -> tuple[list[str], float]:
@@ -40,6 +52,29 @@ def test_all_processes_save_the_same_step_and_end_well_whichever_of_them_was_ask
     assert ("stopping   SIGTERM" in said[0]) == (asked == 0)
     command = said[0].split("Go on with: lm ")[1].splitlines()[0].split()
     assert f"resuming at step {step:,}" in lm([*command, "--stop-after", "0s"], tmp_path)
+
+
+def test_a_stop_asked_in_an_evaluation_saves_before_the_evaluation_is_over(config, tmp_path):
+    """Here a batch of it takes seconds; one process of two is asked while it is under way."""
+    slow = tmp_path / "slow.py"
+    slow.write_text(SLOW_EVALUATION)
+    run = tmp_path / "runs" / "run"
+    words = ["train", config(), "--runs", tmp_path / "runs", *LONG, "--evaluation.every", "4"]
+    joined = begin(words, tmp_path, 2, program=(slow,))
+    try:
+        wait_for_step(joined, tmp_path, 3)
+        while "evaluate" not in (tmp_path / "beats" / "1.json").read_text():
+            time.sleep(0.1)
+        joined[1].send_signal(signal.SIGTERM)
+        while not digests(run):
+            assert all(process.poll() is None for process in joined)
+            time.sleep(0.1)
+        assert list(digests(run)) == [4]
+        assert not any(key.startswith("eval/") for line in metrics(run) for key in line)
+    finally:
+        for process in joined:
+            process.kill()
+            process.communicate()
 
 
 @pytest.mark.faults

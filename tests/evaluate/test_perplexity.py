@@ -161,6 +161,27 @@ def test_a_batch_is_dispatched_before_the_one_before_is_read(
     assert events == ["dispatch", "dispatch", "read", "dispatch", "read", "read"]
 
 
+def test_scoring_can_be_given_up_after_every_batch(
+    alone: tuple[Context, Params], documents: list[np.ndarray]
+) -> None:
+    class EnoughError(Exception):
+        pass
+
+    context, params = alone
+    called = []
+
+    def between() -> None:
+        called.append(len(called))
+        if len(called) == 3:
+            raise EnoughError
+
+    scorer = Scorer(context._replace(between=between))
+    with pytest.raises(EnoughError):
+        scorer(params, documents)
+    assert scorer(params, documents, batches=2).tokens > 0
+    assert len(called) == 5
+
+
 def test_what_cannot_be_scored_is_refused(
     alone: tuple[Context, Params], folder: Path, make_placed: MakePlaced
 ) -> None:

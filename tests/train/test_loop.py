@@ -76,6 +76,15 @@ def recorded(steps: int = 4, losses: dict[int, float] | None = None, **changes: 
     """Run the loop; what happened, in order, and how it ended."""
     events: list = []
     at = iter(range(1, steps + 1))
+    given_up = list(changes.get("give_up", ()))
+
+    def evaluate(number: int, _: Any) -> bool:
+        if number in given_up:
+            given_up.remove(number)
+            events.append(("give up", number))
+            return True
+        events.append(("evaluate", number))
+        return False
 
     def step(before: TrainState, _: Batch):
         number = next(at)
@@ -94,7 +103,7 @@ def recorded(steps: int = 4, losses: dict[int, float] | None = None, **changes: 
         place=lambda batch: batch,
         track=track,
         evaluate_at=lambda n: n in changes.get("evaluate", ()),
-        evaluate=lambda n, _: events.append(("evaluate", n)),
+        evaluate=evaluate,
         save_at=lambda n: n in changes.get("save", ()),
         save=lambda n, _, position: events.append(("save", n, position)),
         stop_requested=lambda n: n in changes.get("stop", ()),
@@ -167,6 +176,13 @@ def test_who_asked_for_a_stop_does_not_wait_for_an_evaluation(step):
     """It comes after the save; the last step has one in any case."""
     events, _ = recorded(steps=4, evaluate=(2,), stop=(step,))
     assert events[-2:] == [("save", step, 4 * step), ("evaluate", step)]
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_a_stop_asked_in_an_evaluation_saves_first_and_makes_it_then(step):
+    events, last = recorded(steps=4, evaluate=(2, 4), give_up=(step,))
+    assert last == step
+    assert events[-3:] == [("give up", step), ("save", step, 4 * step), ("evaluate", step)]
 
 
 def test_whoever_watches_is_told_what_is_done_and_which_waits_kept_nothing_waiting():
