@@ -14,6 +14,8 @@ where the whole is, the processes share out the reading of these.
 """
 
 import functools
+import hashlib
+import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,7 +34,7 @@ from lm.checkpoint.layout import DIGESTS, METADATA_BYTES, STATE, inside, load_js
 from lm.errors import CheckpointError
 from lm.shards import sha256
 
-FORMAT = 1
+FORMAT = 2
 SMALL = 2**20
 """Files of the state beyond this size, in bytes, hold leaves and are not read by every process."""
 THREADS = 4
@@ -202,20 +204,26 @@ def write_digests(step: Path, digests: Digests) -> None:
         "leaves": leaves,
         "files": digests.files,
     }
-    write_json(step / DIGESTS, content)
+    write_json(step / DIGESTS, {**content, "own": _own_digest(content)})
 
 
 def read_digests(step: Path) -> Digests:
     """The digests of a whole checkpoint.
 
     Raises:
-        CheckpointError: there are none, or they are of another format.
+        CheckpointError: there are none, they are of another format, or not what was written.
     """
     content = load_json(step, DIGESTS)
+    own = content.pop("own", None)
     if content.get("format") != FORMAT:
         raise CheckpointError(
             f"{step / DIGESTS}: format {content.get('format')!r}, this version reads {FORMAT}. "
             "Use the version that wrote it (record.json names it)."
+        )
+    if own != _own_digest(content):
+        raise CheckpointError(
+            f"{step / DIGESTS}: damaged (not what was written). Use another checkpoint, or copy "
+            "this one again."
         )
     try:
         return _digests(content)
@@ -224,6 +232,11 @@ def read_digests(step: Path) -> Digests:
             f"{step / DIGESTS}: damaged ({type(error).__name__}: {error}). "
             "Use another checkpoint, or copy this one again."
         ) from error
+
+
+def _own_digest(content: dict[str, Any]) -> str:
+    """What vouches for the rest of ``digests.json``."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _digests(content: dict[str, Any]) -> Digests:

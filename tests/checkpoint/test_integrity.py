@@ -132,7 +132,19 @@ def test_digests_go_through_their_file(tmp_path):
     assert integrity.read_digests(tmp_path) == digests
 
 
-@pytest.mark.parametrize("text", ['{"format": 1}', '{"format": 9}', '{"format": 1, "step": []}'])
+def test_digests_that_were_changed_are_refused_whatever_they_say(tmp_path):
+    digests = Digests(7, {"a.b": Digest("bfloat16", (2, 3), "0" * 16)}, {"data.json": "ab"})
+    integrity.write_digests(tmp_path, digests)
+    good = (tmp_path / "digests.json").read_text()
+    for old, new in (("bfloat16", "float32"), ('"ab"', '"ac"'), ('"step": 7', '"step": 8')):
+        changed = good.replace(old, new, 1)
+        assert changed != good
+        (tmp_path / "digests.json").write_text(changed)
+        with pytest.raises(CheckpointError, match=r"digests\.json: damaged"):
+            integrity.read_digests(tmp_path)
+
+
+@pytest.mark.parametrize("text", ['{"format": 2}', '{"format": 9}', '{"format": 2, "step": []}'])
 def test_digests_of_another_form_are_refused(tmp_path, text):
     (tmp_path / "digests.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"digests.json: (damaged|format)"):

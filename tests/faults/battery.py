@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 from tests.end_to_end.conftest import CONFIG, digests, metrics, start, start_together, write_text
 
 INJECT = "tests.faults.inject"
+ROOT = str(Path(__file__).parents[2])
+"""Where Python finds ``INJECT``, whatever the folder that a run begins in."""
 GRACE_SECONDS = 2.0
 """How long the others of a killed or frozen process live on before they are killed too."""
 
@@ -66,7 +68,7 @@ class Bench:
     ) -> list[subprocess.Popen[str]]:
         """Begin a run or go on with it, in so many processes."""
         words = self.words(name, spec, options)
-        env = {"JAX_COMPILATION_CACHE_DIR": str(self.compiled)}
+        env = {"JAX_COMPILATION_CACHE_DIR": str(self.compiled), "PYTHONPATH": ROOT}
         if processes == 1:
             return [start(words, self.folder, self.devices, ("-m", INJECT), **env)]
         devices = self.devices // processes
@@ -123,7 +125,7 @@ class Bench:
         patience = ["--back-off", "1s", "--silence", f"{SILENCE_SECONDS}s", "--grace", "2s"]
         logs = ["--logs", self.folder / "logs" / name, "--"]
         command = [sys.executable, "-m", INJECT, *self.words(name, spec, options)]
-        env = {"JAX_COMPILATION_CACHE_DIR": str(self.compiled)}
+        env = {"JAX_COMPILATION_CACHE_DIR": str(self.compiled), "PYTHONPATH": ROOT}
         words = ["local", *devices, *patience, *logs, *command]
         return over([start(words, self.folder, program=("-m", "launch"), **env)], timeout=400)[0]
 
