@@ -55,6 +55,10 @@ class Digest:
     """Sixteen hexadecimal digits."""
 
 
+class DamagedError(CheckpointError):
+    """A whole checkpoint whose content is not what was saved."""
+
+
 @dataclass(frozen=True)
 class Digests:
     """What vouches for one checkpoint: the content of ``digests.json``."""
@@ -204,38 +208,45 @@ def write_digests(step: Path, digests: Digests) -> None:
         "leaves": leaves,
         "files": digests.files,
     }
-    write_json(step / DIGESTS, {**content, "own": _own_digest(content)})
+    write_json(step / DIGESTS, vouched(content))
 
 
 def read_digests(step: Path) -> Digests:
     """The digests of a whole checkpoint.
 
     Raises:
-        CheckpointError: there are none, they are of another format, or not what was written.
+        CheckpointError: there are none, or they are of another format.
+        DamagedError: they are not what was written.
     """
     content = load_json(step, DIGESTS)
     own = content.pop("own", None)
-    if content.get("format") != FORMAT:
+    known = content.get("format") == FORMAT
+    if own != _own_digest(content) and (known or own is not None):
+        raise damage(step, [f"file {DIGESTS}"])
+    if not known:
         raise CheckpointError(
             f"{step / DIGESTS}: format {content.get('format')!r}, this version reads {FORMAT}. "
             "Use the version that wrote it (record.json names it)."
         )
-    if own != _own_digest(content):
-        raise CheckpointError(
-            f"{step / DIGESTS}: damaged (not what was written). Use another checkpoint, or copy "
-            "this one again."
-        )
     try:
         return _digests(content)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(
-            f"{step / DIGESTS}: damaged ({type(error).__name__}: {error}). "
-            "Use another checkpoint, or copy this one again."
-        ) from error
+        raise damage(step, [f"file {DIGESTS}"]) from error
+
+
+def damage(step: Path, problems: Sequence[str]) -> DamagedError:
+    """The error that names what is not as it was saved, leaves before files."""
+    more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
+    named = ", ".join(sorted(problems, key=lambda problem: problem.startswith("file"))[:8])
+    return DamagedError(f"{step}: damaged; not what was saved: {named}{more}.")
+
+
+def vouched(content: dict[str, Any]) -> dict[str, Any]:
+    """The content of ``digests.json`` with what vouches for itself."""
+    return {**content, "own": _own_digest(content)}
 
 
 def _own_digest(content: dict[str, Any]) -> str:
-    """What vouches for the rest of ``digests.json``."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

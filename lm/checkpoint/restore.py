@@ -17,7 +17,9 @@ from jaxtyping import Array
 
 from lm.checkpoint.agree import exchange, look, tell
 from lm.checkpoint.integrity import (
+    DamagedError,
     Digests,
+    damage,
     damaged_files,
     large_files,
     read_digests,
@@ -42,10 +44,6 @@ logger = logging.getLogger(__name__)
 
 _NOT_DAMAGE = {errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE}
 _NOT_DAMAGE_WORDS = ("PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED")
-
-
-class DamagedError(CheckpointError):
-    """A whole checkpoint whose content is not what was saved."""
 
 
 @dataclass(frozen=True)
@@ -268,9 +266,7 @@ def _read(
         first = jax.process_index() == 0
         files = tell("restore/files", damaged_files(step, digests, large) if first else None)
         problems += [f"file {name}" for name in files]
-    more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
-    named = ", ".join(sorted(problems, key=lambda problem: problem.startswith("file"))[:8])
-    raise DamagedError(f"{step}: damaged; not what was saved: {named}{more}.")
+    raise damage(step, problems)
 
 
 def _try_to_read(
