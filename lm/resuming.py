@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from lm.errors import CheckpointError, ConfigError
 from lm.experiment import Experiment
 from lm.track.format import rate
 
+logger = logging.getLogger(__name__)
 FIXED = ("model", "objective", "data", "tokenizer", "prepare", "training.seed",
          "training.sequences", "training.length")  # fmt: skip
 """What a resumed run must have in common with the run it resumes."""
@@ -25,15 +27,16 @@ def saved_experiment(folder: Path) -> dict[str, Any] | None:
         CheckpointError: files that are no run's, or a run whose experiment is unreadable.
         ResourceError: the folder cannot be read.
     """
+    unreadable: CheckpointError | None = None
     for place in (folder, *reversed(steps(folder))):
-        if (place / EXPERIMENT).exists():
-            found = load_json(place, EXPERIMENT)
-            if isinstance(found.get("optimizer"), dict) and "kind" in found["optimizer"]:
+        try:
+            if (found := _experiment_in(place)) is not None:
                 return found
-            raise CheckpointError(
-                f"{place / EXPERIMENT}: not the experiment of a run. Give this run another "
-                "name (--name NAME), or move the folder aside and begin anew (--restart)."
-            )
+        except CheckpointError as error:  # the checkpoints have copies
+            logger.warning("%s", error)
+            unreadable = unreadable or error
+    if unreadable is not None:
+        raise unreadable
     try:
         others = {entry.name for entry in folder.iterdir()} - {LOCK}
     except FileNotFoundError:
@@ -46,6 +49,18 @@ def saved_experiment(folder: Path) -> dict[str, Any] | None:
             "run another name (--name NAME), or keep runs elsewhere (--runs DIR)."
         )
     return None
+
+
+def _experiment_in(place: Path) -> dict[str, Any] | None:
+    if not (place / EXPERIMENT).exists():
+        return None
+    found = load_json(place, EXPERIMENT)
+    if isinstance(found.get("optimizer"), dict) and "kind" in found["optimizer"]:
+        return found
+    raise CheckpointError(
+        f"{place / EXPERIMENT}: not the experiment of a run. Give this run another "
+        "name (--name NAME), or move the folder aside and begin anew (--restart)."
+    )
 
 
 def compare(

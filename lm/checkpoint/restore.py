@@ -119,6 +119,8 @@ def restore_newest(run: Path, abstract: Tree) -> Restored | None:
     for step in reversed(found):
         try:
             restored = restore(step, abstract)
+            if restored.step != int(step.name):
+                raise DamagedError(f"{step}: damaged; what was saved as step {restored.step}.")
         except DamagedError as error:
             damaged.append(f"{error} {_set_aside(step)}")
             logger.warning("%s", damaged[-1])
