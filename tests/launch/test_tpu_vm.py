@@ -124,7 +124,10 @@ def begin(cloud, made, verb="up", **more):
 def lose(process):
     """As a terminal that is closed."""
     os.killpg(process.pid, signal.SIGHUP)
-    process.communicate(timeout=10)
+    try:
+        process.communicate(timeout=60)
+    finally:
+        end_process(process.pid)
 
 
 def finish(process, timeout=60):
