@@ -7,8 +7,8 @@ from typing import Any
 from lm.errors import CorpusError
 
 try:
-    import pyarrow  # pyright: ignore[reportMissingImports]
-    import pyarrow.parquet  # pyright: ignore[reportMissingImports, reportUnusedImport]
+    import pyarrow  # pyright: ignore[reportMissingImports, reportMissingTypeStubs]
+    import pyarrow.parquet  # pyright: ignore[reportMissingImports, reportMissingTypeStubs, reportUnusedImport]
 except ImportError:
     pyarrow = None
 
