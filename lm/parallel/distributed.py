@@ -1,4 +1,4 @@
-"""Joining the processes of a run, and leaving them; the only place that reads the environment."""
+"""Joining the processes of a run, and leaving them; here a run's environment is read."""
 
 import inspect
 import json

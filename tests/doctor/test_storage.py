@@ -39,6 +39,18 @@ def looked(runs, need: int = 0):
     return check
 
 
+def seen(exchange, folder):
+    """What process 0 finds of a folder that each of several looks into."""
+    scratch = Scratch(folder)
+    told = storage.facts(scratch, exchange, 0, 20.0)
+    every = exchange.gather("told", told, 20.0)
+    scratch.close()
+    exchange.gather("closed", None, 20.0)
+    exchange.announce("all closed", None, 20.0)
+    scratch.leave()
+    return list(storage.judge(every, names)) if exchange.rank == 0 else None
+
+
 def test_what_is_written_comes_back_and_nothing_stays(runs, tmp_path):
     check = looked(runs)
     assert check.status in ("ok", "warn"), check  # a warning where /tmp is memory
@@ -131,15 +143,7 @@ def test_who_does_not_see_what_process_0_writes_is_named(tmp_path, together, mon
     monkeypatch.setattr(storage, "LOOKS", 0.3)
 
     def work(exchange):
-        folder = tmp_path / ("own" if exchange.rank == 2 else "shared")
-        scratch = Scratch(folder)
-        told = storage.facts(scratch, exchange, 0, 20.0)
-        every = exchange.gather("told", told, 20.0)
-        scratch.close()
-        exchange.gather("closed", None, 20.0)
-        exchange.announce("all closed", None, 20.0)
-        scratch.leave()
-        return list(storage.judge(every, names)) if exchange.rank == 0 else None
+        return seen(exchange, tmp_path / ("own" if exchange.rank == 2 else "shared"))
 
     _, shared = together(work, 3)[0]
     assert (shared.name, shared.status) == ("shared", "WRONG")
@@ -149,17 +153,8 @@ def test_who_does_not_see_what_process_0_writes_is_named(tmp_path, together, mon
 
 
 def test_all_that_see_one_folder_are_well(tmp_path, together):
-    def work(exchange):
-        scratch = Scratch(tmp_path)
-        told = storage.facts(scratch, exchange, 0, 20.0)
-        every = exchange.gather("told", told, 20.0)
-        scratch.close()
-        exchange.gather("closed", None, 20.0)
-        exchange.announce("all closed", None, 20.0)
-        scratch.leave()
-        return list(storage.judge(every, names)) if exchange.rank == 0 else None
-
-    assert together(work, 2)[0][1].status == "ok"
+    _, shared = together(lambda exchange: seen(exchange, tmp_path), 2)[0]
+    assert shared.status == "ok"
 
 
 def test_one_that_is_stopped_while_it_writes_leaves_nothing(tmp_path, monkeypatch):

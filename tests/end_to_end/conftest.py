@@ -164,22 +164,15 @@ def begin(
 ) -> list[subprocess.Popen[str]]:
     """The processes of a run, each with a sign of life in ``cwd/beats``."""
     (cwd / "beats").mkdir(exist_ok=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    return [
-        start(
-            words,
-            cwd,
-            program=program,
-            JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}",
-            JAX_NUM_PROCESSES=str(processes),
-            JAX_PROCESS_ID=str(rank),
-            LM_HEARTBEATS=str(cwd / "beats"),
-            JAX_COMPILATION_CACHE_DIR=str(cwd.parent / "compiled"),
-        )
-        for rank in range(processes)
-    ]
+    return start_together(
+        words,
+        cwd,
+        processes,
+        1,
+        program,
+        LM_HEARTBEATS=str(cwd / "beats"),
+        JAX_COMPILATION_CACHE_DIR=str(cwd.parent / "compiled"),
+    )
 
 
 def wait_for_step(
