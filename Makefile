@@ -28,8 +28,9 @@ quickstart: install
 
 install: $(VENV)/installed
 
+# A few at a time: each worker holds eight virtual devices and up to 2 GiB of memory.
 test: $(VENV)/installed-dev
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q --numprocesses auto --maxprocesses 4 --dist worksteal
 
 test-all: $(VENV)/installed-parity
 	$(BIN)/pytest -q -m "not gpu and not tpu and not network"
