@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lm.checkpoint.layout import EXPERIMENT, load_json, steps
+from lm.checkpoint.layout import EXPERIMENT, UNFINISHED, load_json, steps
 from lm.checkpoint.lock import LOCK, cannot_write
 from lm.config import diff, from_plain, to_plain
 from lm.errors import CheckpointError, ConfigError
@@ -38,7 +38,7 @@ def saved_experiment(folder: Path) -> dict[str, Any] | None:
     if unreadable is not None:
         raise unreadable
     try:
-        others = {entry.name for entry in folder.iterdir()} - {LOCK}
+        others = {entry.name for entry in folder.iterdir()} - {LOCK, EXPERIMENT + UNFINISHED}
     except FileNotFoundError:
         return None
     except OSError as error:

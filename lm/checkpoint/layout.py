@@ -30,6 +30,8 @@ EXPERIMENT = "experiment.json"
 RECORD = "record.json"
 TOKENIZER = "tokenizer"
 DIGESTS = "digests.json"
+UNFINISHED = ".tmp"
+"""Ends the name of a file that is not whole yet, beside its place."""
 PARTIAL = ".partial"
 DELETING = ".deleting"
 DAMAGED = ".damaged"
@@ -126,7 +128,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file in one step, as ``write_json`` does."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(path.name + UNFINISHED)
     with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

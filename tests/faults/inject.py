@@ -197,7 +197,7 @@ def install(injector: Injector) -> None:
     _wrap_job(injector)
     _wrap_stream(injector)
     _wrap_metrics(injector)
-    _wrap_orbax(injector)
+    _wrap_store(injector)
     _wrap_files(injector)
 
 
@@ -277,19 +277,16 @@ def _wrap_metrics(injector: Injector) -> None:
     wrap(JsonLines, "flush", before=lambda _: injector.at("metrics_flush", injector.step))
 
 
-def _wrap_orbax(injector: Injector) -> None:
-    saved: list[int | None] = [None]
+def _wrap_store(injector: Injector) -> None:
+    begin = ocp.PyTreeCheckpointHandler.async_save
 
-    def copied(_: Any, directory: Any, *__: Any, **___: Any) -> None:
-        saved[0] = numbered(Path(directory).parent).step
-        injector.at("save_copied", saved[0])
+    async def copied(handler: Any, directory: Any, *args: Any, **kwargs: Any) -> Any:
+        writing = await begin(handler, directory, *args, **kwargs)
+        injector.at("save_copied", numbered(Path(directory).parent).step)
+        return writing
 
-    def written(*_: Any) -> None:
-        if saved[0] is not None:
-            injector.at("save_written", saved[0])
-
-    wrap(ocp.AsyncCheckpointer, "save", after=copied)
-    wrap(ocp.AsyncCheckpointer, "wait_until_finished", after=written)
+    ocp.PyTreeCheckpointHandler.async_save = copied
+    wrap(Store, "_own_marks", before=lambda _, step: injector.at("save_written", step))
 
 
 BEFORE_RENAME = {

@@ -44,7 +44,7 @@ KILLS = (
 
 
 def test_a_run_killed_before_its_experiment_was_in_its_place_begins_anew(compiled, tmp_path):
-    bench = Bench(folder=tmp_path, compiled=compiled, options=("--training.steps", "2"))
+    bench = Bench(folder=tmp_path, compiled=compiled, options=("--training.steps", "8"))
     assert list(bench.kills("broken", ["kill@experiment_json"]))
     bench.finish("broken")
 
