@@ -476,7 +476,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _size(number: int) -> str:
-    return f"{number / 2**20:.0f} MiB" if number < 2**30 else f"{number / 2**30:.1f} GiB"
+    return f"{number / 2**20:.1f} MiB" if number < 2**30 else f"{number / 2**30:.1f} GiB"
 
 
 def _remove(path: Path) -> None:

@@ -184,8 +184,8 @@ def test_a_disk_too_small_is_told_before_a_byte_is_written(folder, caplog, monke
         with monkeypatch.context() as patched:
             patched.setattr(store._handler, "async_save", None)  # would be called to write
             save(store, 2, matrix(8))
-            assert "it needs 8 MiB and the disk has 7 MiB free; " in warnings(caplog)[0]
-            assert "the 1 made before hold 8 MiB there" in warnings(caplog)[0]
+            assert "it needs 8.2 MiB and the disk has 7.0 MiB free; " in warnings(caplog)[0]
+            assert "the 1 made before hold 8.0 MiB there" in warnings(caplog)[0]
         assert names(folder) == ["1"]
         monkeypatch.setattr(shutil, "disk_usage", lambda _: real._replace(free=9 * 2**20))
     assert store.steps() == [1, 2]
@@ -210,7 +210,8 @@ def test_a_small_disk_that_fills_keeps_the_last_good_step_and_is_used_again(smal
         assert store.steps() == [1, 2]
         assert names(folder) == ["1", "2"]
         (told,) = warnings(caplog)
-        assert "needs 6 MiB and the disk has 4 MiB free; the 2 made before hold 12 MiB" in told
+        assert "needs 6.2 MiB and the disk has 3.9 MiB free; " in told
+        assert "the 2 made before hold 12.0 MiB there" in told
         shutil.rmtree(folder / "1")  # the user makes room
         save(store, 3, states[3])
         store.wait()
