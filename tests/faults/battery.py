@@ -127,7 +127,7 @@ class Bench:
         command = [sys.executable, "-m", INJECT, *self.words(name, spec, options)]
         env = {"JAX_COMPILATION_CACHE_DIR": str(self.compiled), "PYTHONPATH": ROOT}
         words = ["local", *devices, *patience, *logs, *command]
-        return over([start(words, self.folder, program=("-m", "launch"), **env)], timeout=400)[0]
+        return over([start(words, self.folder, program=("-m", "launch"), **env)], timeout=900)[0]
 
     def kills(
         self,
