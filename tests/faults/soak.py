@@ -229,7 +229,7 @@ def play(folder: Path, seed: int, number: int) -> int:
         bench.finish("whole", processes=processes, options=("--saving.keep", "1000"))
     this = Round(bench, draw, f"round-{number}", processes)
     kind(this, "whole")
-    print(f"  as the undisturbed one, after {time.strftime('%H:%M:%S')}", flush=True)
+    print(f"  as the undisturbed one, at {time.strftime('%H:%M:%S')}", flush=True)
     shutil.rmtree(bench.run(this.name))
     return len(this.done)
 
