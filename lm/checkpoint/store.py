@@ -266,10 +266,10 @@ class Store:
         sums: Started = {}
         error: Exception | None = None
         try:
+            sums = start_sums(written)  # first: once Orbax's threads write, Python waits for them
             place = epath.Path(self._partial(wanted.step) / STATE)
             copying = self._handler.async_save(place, args=ocp.args.PyTreeSave(written))
             writing = list(asyncio.run(copying) or ())
-            sums = start_sums(written)
         except Exception as caught:  # the other processes write, and must hear of it
             error = caught
         self._thread = threading.Thread(
