@@ -118,7 +118,13 @@ def begin(cloud, made, verb="up", **more):
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        preexec_fn=hear_of_hangups,
     )
+
+
+def hear_of_hangups():
+    """Also where the tests were begun with nohup, which its children inherit."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def lose(process):
