@@ -17,8 +17,9 @@ from lm.parallel.peers import GRACE, LOST, Door, Peers, flush
 
 JOIN_SECONDS = 600
 """As long may the slowest process take to be there."""
-HEARTBEAT_SECONDS = 20
-"""After so long a silence of another process JAX ends this one, should ``Peers`` not have."""
+HEARTBEAT_SECONDS = 40
+"""After half of this to all of it JAX ends a process for the silence of another, by an abort that
+names nobody: later than ``Peers``, which tell who it was."""
 MESSAGE = 1024
 """Bytes for what process 0 tells the others of its door."""
 _peers: list[Peers] = []
