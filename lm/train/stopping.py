@@ -14,7 +14,7 @@ FIRST_SAVE = 100e6
 """Bytes a second: how fast a save is thought to be before one was seen."""
 LAPS = 3
 """Steps that may pass until all processes have agreed to stop."""
-REST = 5.0
+REST = 8.0
 """Seconds for what comes after the last save: the report, closing files, leaving the others."""
 
 
