@@ -47,6 +47,14 @@ esac
 """
 
 
+@pytest.fixture(autouse=True)
+def hear_of_hangups():
+    """Also where the tests were begun with nohup: a child ignores what its parent ignores."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.fixture
 def cloud(tmp_path):
     """The stand-ins, a repository with this package and a worker, and a place for its runs."""
@@ -118,13 +126,7 @@ def begin(cloud, made, verb="up", **more):
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        preexec_fn=hear_of_hangups,
     )
-
-
-def hear_of_hangups():
-    """Also where the tests were begun with nohup, which its children inherit."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def lose(process):
